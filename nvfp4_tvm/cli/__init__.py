@@ -1,0 +1,1 @@
+"""The nvfp4-tvm command line: one file a command."""

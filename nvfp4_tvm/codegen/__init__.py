@@ -1,0 +1,1 @@
+"""From scheduled TIR to machine code in a library."""

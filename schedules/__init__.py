@@ -1,0 +1,1 @@
+"""Kernel families: one rule class a file, first match wins."""

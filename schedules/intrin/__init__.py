@@ -1,0 +1,1 @@
+"""Tensor intrinsics and the FP4 decoders they share."""
