@@ -1,0 +1,112 @@
+"""What a matmul kernel is asked to do, and the rule that answers.
+
+A rule is one kernel family. :meth:`KernelRule.apply` returns a PrimFunc for the problem, or None when the
+family does not apply; the first rule of a table that applies wins (:func:`first_match`), as in TVM's dlight.
+
+Kernel interface, the same for every family (see :mod:`nvfp4_tvm.layout` for the packed arrays)::
+
+    f(x[M, K], words, scales, global_scale[, bias[N]], out[M, N])
+
+``M`` is a symbolic int64 unless the range holds a single value. ``out`` is written whole, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.errors import ShapeError
+
+logger = logging.getLogger(__name__)
+
+ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class MRange:
+    """Rows of activations a kernel must handle: ``low <= M <= high``, ``high`` None for no bound."""
+
+    low: int = 1
+    high: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low < 1 or (self.high is not None and self.high < self.low):
+            raise ShapeError(f"range of M: found [{self.low}, {self.high}], expected 1 <= low <= high")
+
+    @property
+    def static(self) -> int | None:
+        """The one M of the range, or None if there are several."""
+        return self.low if self.low == self.high else None
+
+    def __contains__(self, M: int) -> bool:
+        return self.low <= M and (self.high is None or M <= self.high)
+
+    def __str__(self) -> str:
+        if self.static is not None:
+            return str(self.low)
+        return f"{self.low}..{'' if self.high is None else self.high}"
+
+
+@dataclass(frozen=True)
+class MatmulProblem:
+    """``out[M, N] = cast(sum_k x[m, k] * w[n, k] * global_scale[n] + bias[n])``, accumulated in fp32.
+
+    Attributes
+    ----------
+    N, K : int
+        Shape of the weight before padding.
+    M : MRange
+        Rows of activations.
+    x_dtype, out_dtype : str
+        float32, float16 or bfloat16; ``bias`` has ``x_dtype``.
+    bias : bool
+        Whether a bias [N] is added, in fp32 before the cast.
+    """
+
+    N: int
+    K: int
+    M: MRange = MRange()
+    x_dtype: str = "bfloat16"
+    out_dtype: str = "bfloat16"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        layout.check_weight(self.N, self.K, "matmul")
+        for what in ("x_dtype", "out_dtype"):
+            if getattr(self, what) not in ACTIVATION_DTYPES:
+                raise ShapeError(
+                    f"matmul [{self.N}, {self.K}]: {what} is {getattr(self, what)}, expected one of "
+                    f"{', '.join(ACTIVATION_DTYPES)}; cast the activations"
+                )
+
+
+class KernelRule(ABC):
+    """A kernel family."""
+
+    #: Shown in logs and by ``inspect``.
+    name: str
+
+    @abstractmethod
+    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
+        """Return the family's kernel for ``problem`` on ``target``, or None if it does not apply."""
+
+    def refuse(self, problem: MatmulProblem, why: str) -> None:
+        """Log why the family does not apply; ``return self.refuse(...)`` reads as the None it returns."""
+        logger.debug("%s does not apply to %s: %s", self.name, problem, why)
+
+
+def first_match(
+    rules: Sequence[KernelRule], problem: MatmulProblem, target: Target
+) -> tuple[KernelRule, PrimFunc] | None:
+    """Return the first rule that applies with its kernel, or None."""
+    for rule in rules:
+        kernel = rule.apply(problem, target)
+        if kernel is not None:
+            return rule, kernel
+    return None
