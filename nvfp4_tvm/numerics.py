@@ -1,0 +1,551 @@
+"""The numbers of NVFP4: E2M1 codes, E4M3 block scales and one FP32 global scale per tensor, in NumPy.
+
+Convention of this project, everywhere: ``w = e2m1(code) * e4m3(scale) * global_scale``. ModelOpt stores this
+global scale as ``weight_scale_2``; compressed-tensors stores its reciprocal as ``weight_global_scale``.
+
+Sources of the numbers: E2M1 and its 16 values, OCP Microscaling Formats (MX) v1.0, 5.3.3; E4M3 (no
+infinities, maximum 448, NaN at 0x7F and 0xFF), OCP 8-bit Floating Point (OFP8) v1.0; groups of 16 along K
+with one E4M3 scale each and one FP32 scale per tensor, NVIDIA's NVFP4 as ModelOpt and compressed-tensors
+write it.
+
+The two libraries round differently, so `quantize` lets the caller choose whose arithmetic to follow
+(``arithmetic``), bit for bit and all in float32; ``a`` is a block's maximum magnitude, ``A`` the tensor's:
+
+=====================  ========================================  ==========================================
+step                   ``"modelopt"``                            ``"compressed-tensors"``
+=====================  ========================================  ==========================================
+global scale           ``gs = A / 2688``                         ``g = 2688 / A``, stored; here ``gs = 1 / g``
+block scale            ``s = e4m3(a / (6 * gs))``                ``s = e4m3(g * (a / 6))``
+an all-zero block      ``s = 1``                                 ``s = 0.125``
+scale that underflows  clamped to ``2**-9`` before the cast      becomes 0.125 after the cast
+code                   ``e2m1(x / (s * gs))``                    ``e2m1(x / (s / g))``
+=====================  ========================================  ==========================================
+
+2688 = 6 * 448, the largest E2M1 times the largest E4M3 number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from nvfp4_tvm.errors import NVFP4Error, ShapeError
+
+GROUP_SIZE = 16
+"""Weights along K that share one block scale (NVFP4)."""
+E2M1_MAX = 6.0
+"""Largest magnitude of E2M1."""
+E4M3_MAX = 448.0
+"""Largest finite magnitude of E4M3 (fn: no infinities)."""
+E4M3_MIN = 2.0**-9
+"""Smallest positive (subnormal) E4M3 number."""
+FOUR_OVER_SIX_E4M3_MAX = 256.0
+"""What ``method="four_over_six"`` maps the largest block scale to, so that scaling it by 6/4 still fits E4M3
+(ModelOpt's ``E4M3_MAX_46``)."""
+
+E2M1_VALUES = np.array(
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], np.float32
+)
+"""float32[16]: the value of each code; bit 3 is the sign, so code 8 is -0."""
+E2M1_VALUES.setflags(write=False)
+
+E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+"""float32[256]: the value of each E4M3 byte; 0x7F and 0xFF are NaN, 0x80 is -0."""
+E4M3_VALUES.setflags(write=False)
+
+Method = Literal["amax", "four_over_six"]
+Arithmetic = Literal["modelopt", "compressed-tensors"]
+
+# Elements per step: its float32 temporaries stay in a core's cache (1.4x faster than steps of 1 Mi elements).
+_CHUNK = 1 << 18
+# Integers that order like the magnitudes of the floats: (view, mask of the magnitude, bits of infinity).
+_MAGNITUDE_BITS = {
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7FFF, 0x7F80),
+    np.dtype(np.float16): (np.uint16, 0x7FFF, 0x7C00),
+    np.dtype(np.float32): (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    np.dtype(np.float64): (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+# Both values of a packed byte: float32[256, 2].
+_PAIR_VALUES = np.stack([E2M1_VALUES[np.arange(256) & 15], E2M1_VALUES[np.arange(256) >> 4]], axis=1)
+
+
+# ----------------------------------------------------------------------------------------
+# Codes and bytes
+
+
+def decode_e2m1(codes: np.ndarray) -> np.ndarray:
+    """Return the float32 values of E2M1 codes.
+
+    Parameters
+    ----------
+    codes : np.ndarray
+        uint8, any shape, values 0..15 (one code a byte).
+
+    Raises
+    ------
+    ShapeError
+        If `codes` is not uint8 or holds a value over 15.
+    """
+    _check_codes(codes)
+    return E2M1_VALUES[codes]
+
+
+def encode_e2m1(x: ArrayLike) -> np.ndarray:
+    """Round to the nearest E2M1 number, ties to the even code, saturating at 6.
+
+    The sign bit is set for every ``x < 0``, so -0.2 becomes code 8 (-0), while -0.0 becomes code 0: what both
+    ModelOpt and compressed-tensors write.
+
+    Parameters
+    ----------
+    x : array_like
+        Floats of any shape; decided in float32 (float64 keeps its precision).
+
+    Returns
+    -------
+    np.ndarray
+        uint8 codes 0..15, the shape of `x`.
+
+    Raises
+    ------
+    NVFP4Error
+        If `x` holds a NaN, for which E2M1 has no code.
+    """
+    x = np.asarray(x)
+    x = x if x.dtype == np.float64 else x.astype(np.float32)
+    if np.isnan(x).any():
+        raise NVFP4Error("encode_e2m1: found NaN, expected numbers: E2M1 has no NaN")
+    return _encode_e2m1(x)
+
+
+def _encode_e2m1(x: np.ndarray) -> np.ndarray:
+    # Between codes c and c+1 lies a midpoint; at it, an odd c moves up (to the even c+1) and an even c stays.
+    a = np.abs(x)
+    codes = np.greater(a, 0.25).view(np.uint8)
+    for midpoint, compare in (
+        (0.75, np.greater_equal),
+        (1.25, np.greater),
+        (1.75, np.greater_equal),
+        (2.5, np.greater),
+        (3.5, np.greater_equal),
+        (5.0, np.greater),
+    ):
+        codes += compare(a, midpoint).view(np.uint8)
+    codes |= np.less(x, 0).view(np.uint8) << 3
+    return codes
+
+
+def pack_codes(codes: np.ndarray) -> np.ndarray:
+    """Pack two codes a byte, even k in the low nibble: uint8 ``[..., K]`` to ``[..., K/2]``.
+
+    Raises
+    ------
+    ShapeError
+        If `codes` is not uint8, holds a value over 15, or K is odd.
+    """
+    _check_codes(codes)
+    if codes.ndim == 0 or codes.shape[-1] % 2:
+        raise ShapeError(f"pack_codes: found shape {codes.shape}, expected an even number of codes along K")
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def unpack_codes(packed: np.ndarray) -> np.ndarray:
+    """Undo `pack_codes`: uint8 ``[..., K/2]`` to uint8 ``[..., K]`` with values 0..15.
+
+    Raises
+    ------
+    ShapeError
+        If `packed` is not uint8.
+    """
+    if packed.dtype != np.uint8 or packed.ndim == 0:
+        raise ShapeError(f"unpack_codes: found {packed.dtype} {packed.shape}, expected uint8 [..., K/2]")
+    codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[..., 0::2])
+    np.right_shift(packed, 4, out=codes[..., 1::2])
+    return codes
+
+
+def decode_e4m3(data: np.ndarray) -> np.ndarray:
+    """Return the float32 values of E4M3 bytes (uint8 or ml_dtypes.float8_e4m3fn), any shape; NaN stays NaN.
+
+    Raises
+    ------
+    ShapeError
+        If `data` has another dtype.
+    """
+    if data.dtype == ml_dtypes.float8_e4m3fn:
+        data = data.view(np.uint8)
+    if data.dtype != np.uint8:
+        raise ShapeError(f"decode_e4m3: found {data.dtype}, expected uint8 bytes or float8_e4m3fn")
+    return E4M3_VALUES[data]
+
+
+def encode_e4m3(x: ArrayLike) -> np.ndarray:
+    """Round float32 to the nearest E4M3 byte, ties to even; saturates at 448; NaN stays NaN."""
+    x = np.clip(np.asarray(x, np.float32), -E4M3_MAX, E4M3_MAX)
+    return x.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+
+def _check_codes(codes: np.ndarray) -> None:
+    if codes.dtype != np.uint8:
+        raise ShapeError(f"found codes of dtype {codes.dtype}, expected uint8 with values 0..15")
+    if codes.size and codes.max() > 15:
+        raise ShapeError(f"found the code {codes.max()}, expected 0..15: unpack packed bytes first")
+
+
+# ----------------------------------------------------------------------------------------
+# Scales
+
+
+def amax(weight: np.ndarray, *, name: str = "weight") -> np.float32:
+    """Return the largest magnitude of `weight` as float32.
+
+    Parameters
+    ----------
+    weight : np.ndarray
+        bfloat16, float16, float32 or float64, any shape with at least one element.
+    name : str
+        What to call the tensor in an error.
+
+    Raises
+    ------
+    ShapeError
+        If the dtype is another, or the array is empty.
+    NVFP4Error
+        If an element is NaN or infinite, in float32.
+    """
+    if weight.dtype not in _MAGNITUDE_BITS:
+        raise ShapeError(
+            f"{name}: found dtype {weight.dtype}, expected bfloat16, float16, float32 or float64"
+        )
+    if weight.size == 0:
+        raise ShapeError(
+            f"{name}: found an empty tensor of shape {weight.shape}, expected at least one weight"
+        )
+    view, mask, inf = _MAGNITUDE_BITS[weight.dtype]
+    # Integer comparison of the bits finds NaN, infinity and the maximum in one pass.
+    top = 0
+    for rows in _row_blocks(np.atleast_2d(weight)):
+        top = max(top, int((rows.view(view) & view(mask)).max()))
+    if top >= inf:
+        what = "an infinite value" if top == inf else "NaN"
+        raise NVFP4Error(
+            f"{name}: found {what}, expected finite weights: repair the tensor or exclude its layer"
+        )
+    largest = np.array([top], view).view(weight.dtype)[0]
+    with np.errstate(over="ignore"):
+        result = np.float32(largest)
+    if not np.isfinite(result):
+        raise NVFP4Error(f"{name}: found {largest}, expected magnitudes within float32: rescale the tensor")
+    return result
+
+
+def global_scale_from_amax(
+    largest: float | np.float32,
+    *,
+    method: Method = "amax",
+    arithmetic: Arithmetic = "modelopt",
+    name: str = "weight",
+) -> np.float32:
+    """Return the global scale as the library named by `arithmetic` stores it.
+
+    Parameters
+    ----------
+    largest : float
+        The largest magnitude of the tensor, or of all tensors that share the global scale.
+    method : {"amax", "four_over_six"}
+        The divisor is 6 * 448 for "amax", 6 * 256 for "four_over_six".
+    arithmetic : {"modelopt", "compressed-tensors"}
+        "modelopt": ``largest / divisor``, the multiplier. "compressed-tensors": ``divisor / largest``, its
+        reciprocal, as ``weight_global_scale`` holds it.
+
+    Raises
+    ------
+    NVFP4Error
+        If `largest` is zero, not finite, or so small that the scale is no normal float32 number.
+    """
+    _check_choices(method, arithmetic)
+    largest = np.float32(largest)
+    if not np.isfinite(largest) or largest < 0:
+        raise NVFP4Error(f"{name}: found amax {largest}, expected a positive finite number")
+    if largest == 0:
+        raise NVFP4Error(
+            f"{name}: found only zeros, expected a nonzero weight: exclude this layer from quantization"
+        )
+    divisor = np.float32(_divisor(method))
+    scale = largest / divisor
+    # Below this, the products with small block scales lose bits, and the stored reciprocal overflows.
+    if scale < np.finfo(np.float32).tiny:
+        raise NVFP4Error(
+            f"{name}: found amax {largest:.3g}, expected at least {divisor * np.finfo(np.float32).tiny:.3g}: "
+            "the global scale would be no normal float32 number; rescale the tensor or exclude its layer"
+        )
+    return scale if arithmetic == "modelopt" else divisor / largest
+
+
+def _divisor(method: Method) -> float:
+    return E2M1_MAX * (E4M3_MAX if method == "amax" else FOUR_OVER_SIX_E4M3_MAX)
+
+
+def _check_choices(method: str, arithmetic: str) -> None:
+    for what, value, choices in (("method", method, Method), ("arithmetic", arithmetic, Arithmetic)):
+        if value not in get_args(choices):
+            raise NVFP4Error(
+                f"found {what} {value!r}, expected one of {', '.join(map(repr, get_args(choices)))}"
+            )
+
+
+# ----------------------------------------------------------------------------------------
+# Quantize
+
+
+class _ModelOpt:
+    """Block scales and codes in the order of operations of ModelOpt's ``NVFP4QTensor``."""
+
+    def __init__(self, global_scale: np.float32, global_amax: np.float32, method: Method):
+        self.stored, self.amax, self.method = global_scale, global_amax, method
+        self.multiplier = global_scale
+
+    def scales(self, block_amax: np.ndarray) -> np.ndarray:
+        if self.method == "amax":  # get_weights_scaling_factor
+            s = block_amax / (np.float32(E2M1_MAX) * self.stored)
+            s[s == 0] = 1
+        else:  # get_weights_scaling_factor_from_quantizer, static: another order of operations
+            s = block_amax / np.float32(E2M1_MAX)
+            s[s == 0] = 1
+            s = s * np.float32(FOUR_OVER_SIX_E4M3_MAX) / (self.amax / np.float32(E2M1_MAX))
+        return np.clip(s, E4M3_MIN, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+    def step(self, scales: np.ndarray) -> np.ndarray:
+        """Return what one unit of E2M1 stands for."""
+        return E4M3_VALUES[scales] * self.stored
+
+    def candidate_step(self, block_amax: np.ndarray) -> np.ndarray:
+        """Return the step by which the 4/6 search judges `block_amax`.
+
+        ModelOpt: ``compute_fp4_scales`` over ``_fp8_eager``; float32 rounding may set it apart from `step`.
+        """
+        range_max = self.amax * np.float32(E4M3_MAX / FOUR_OVER_SIX_E4M3_MAX) / np.float32(E2M1_MAX)
+        scale = np.float32(E4M3_MAX) / (range_max if range_max > 2.0**-24 else np.float32(1))
+        return E4M3_VALUES[encode_e4m3(block_amax / np.float32(E2M1_MAX) * scale)] * (np.float32(1) / scale)
+
+
+class _CompressedTensors:
+    """Block scales and codes in the order of operations of ``compressed_tensors.quantization``."""
+
+    def __init__(self, global_scale: np.float32, global_amax: np.float32, method: Method):
+        self.stored, self.amax, self.method = global_scale, global_amax, method
+        self.multiplier = np.float32(1) / global_scale
+
+    def scales(self, block_amax: np.ndarray) -> np.ndarray:
+        s = encode_e4m3(self.stored * (block_amax / np.float32(E2M1_MAX)))
+        s[s == 0] = encode_e4m3(0.125)  # the library's stand-in for a zero scale
+        return s
+
+    def step(self, scales: np.ndarray) -> np.ndarray:
+        return E4M3_VALUES[scales] / self.stored
+
+    def candidate_step(self, block_amax: np.ndarray) -> np.ndarray:
+        return self.step(self.scales(block_amax))
+
+
+def quantize(
+    weight: np.ndarray,
+    *,
+    method: Method = "amax",
+    global_scale: float | np.float32 | None = None,
+    global_amax: float | np.float32 | None = None,
+    arithmetic: Arithmetic = "modelopt",
+    group_size: int = GROUP_SIZE,
+    name: str = "weight",
+) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """Quantize a weight to NVFP4.
+
+    Memory: the outputs (0.5625 bytes a weight) and a few MiB; the input may be memory-mapped.
+
+    Parameters
+    ----------
+    weight : np.ndarray
+        ``[N, K]``, bfloat16, float16, float32 or float64 (rounded to float32 first), K a multiple of
+        `group_size`.
+    method : {"amax", "four_over_six"}
+        "amax" maps the maximum of each block to 6. "four_over_six" is ModelOpt's option of that name: the
+        global scale is amax / (6 * 256), and each block maps its maximum to 6 or to 4, whichever has the
+        smaller sum of squared errors (6 if equal). ModelOpt sums in the order of the device it runs on; here
+        the sum is a fixed tree in float32, so a block whose two errors agree to float32 rounding may choose
+        the other way. compressed-tensors has no such option; with its arithmetic this is the same search on
+        its scales.
+    global_scale : float, optional
+        Use this multiplier instead of one computed from the weight.
+    global_amax : float, optional
+        Compute the global scale from this maximum, which several tensors may share (vLLM wants q, k, v and
+        gate, up to share one). Give this rather than `global_scale` for bit-exact results.
+    arithmetic : {"modelopt", "compressed-tensors"}
+        Whose order of float32 operations to follow; see the module's table.
+    group_size : int
+        Weights per block scale, even.
+    name : str
+        What to call the tensor in an error.
+
+    Returns
+    -------
+    codes : np.ndarray
+        uint8 ``[N, K/2]``, even k in the low nibble.
+    scales : np.ndarray
+        uint8 ``[N, K/group_size]``, E4M3 bytes.
+    global_scale : np.float32
+        The multiplier, ``w = code * scale * global_scale``. With compressed-tensors' arithmetic the float32
+        reciprocal of what that library stores, `global_scale_from_amax`.
+
+    Raises
+    ------
+    ShapeError
+        If the shape or dtype is wrong.
+    NVFP4Error
+        If the weight holds NaN or infinities, is all zeros (without a given global scale), or a choice is
+        unknown.
+    """
+    _check_choices(method, arithmetic)
+    if group_size < 2 or group_size % 2:
+        raise ShapeError(f"{name}: found group size {group_size}, expected an even number")
+    if weight.ndim != 2 or weight.shape[1] % group_size or weight.shape[1] == 0:
+        raise ShapeError(
+            f"{name}: found shape {tuple(weight.shape)}, expected [N, K] with K a multiple of {group_size}: "
+            "exclude this layer from quantization"
+        )
+    if global_scale is not None and global_amax is not None:
+        raise NVFP4Error(f"{name}: found both global_scale and global_amax, expected one of them")
+    own_amax = amax(weight, name=name)  # also refuses NaN, infinities and unknown dtypes
+    if global_scale is not None:
+        multiplier = np.float32(global_scale)
+        if not (np.isfinite(multiplier) and multiplier >= np.finfo(np.float32).tiny):
+            raise NVFP4Error(
+                f"{name}: found global scale {global_scale}, expected a positive normal float32 number"
+            )
+        stored = multiplier if arithmetic == "modelopt" else np.float32(1) / multiplier
+        shared_amax = multiplier * np.float32(_divisor(method))
+    else:
+        shared_amax = own_amax if global_amax is None else np.float32(global_amax)
+        stored = global_scale_from_amax(shared_amax, method=method, arithmetic=arithmetic, name=name)
+    kind = _ModelOpt if arithmetic == "modelopt" else _CompressedTensors
+    rules = kind(stored, shared_amax, method)
+
+    N, K = weight.shape
+    codes = np.empty((N, K // 2), np.uint8)
+    scales = np.empty((N, K // group_size), np.uint8)
+    packed_groups, scale_groups = codes.reshape(-1, group_size // 2), scales.reshape(-1)
+    done = 0
+    # Overflow happens only if the caller's global scale is far too small; codes and scales then saturate.
+    with np.errstate(over="ignore"):
+        for rows in _row_blocks(weight, group_size):
+            # [group_size, groups]: operations on a group's scale then run along contiguous memory
+            x = np.ascontiguousarray(rows.reshape(-1, group_size).T).astype(np.float32)
+            s = _block_scales(x, rules)
+            q = _encode_e2m1(x / rules.step(s))
+            end = done + s.size
+            scale_groups[done:end] = s
+            packed_groups[done:end] = (q[0::2] | (q[1::2] << 4)).T
+            done = end
+    return codes, scales, np.float32(rules.multiplier)
+
+
+def _block_scales(x: np.ndarray, rules: _ModelOpt | _CompressedTensors) -> np.ndarray:
+    block_amax = np.abs(x).max(axis=0)
+    if rules.method == "amax":
+        return rules.scales(block_amax)
+    wider = block_amax * np.float32(6 / 4)
+    error6 = _squared_error(x, rules.candidate_step(block_amax))
+    four = _squared_error(x, rules.candidate_step(wider)) < error6
+    return rules.scales(np.where(four, wider, block_amax))
+
+
+def _squared_error(x: np.ndarray, step: np.ndarray) -> np.ndarray:
+    # A zero step (the scale rounded to zero) reconstructs zeros, whatever the codes.
+    codes = _encode_e2m1(x / np.where(step == 0, np.float32(1), step))
+    error = (x - E2M1_VALUES[codes] * step) ** 2
+    while error.shape[0] % 2 == 0:
+        half = error.shape[0] // 2
+        error = error[:half] + error[half:]
+    return error.sum(axis=0)
+
+
+def _row_blocks(weight: np.ndarray, group_size: int = 1) -> Iterator[np.ndarray]:
+    """Yield contiguous pieces of about `_CHUNK` elements, whole groups, in row-major order."""
+    N, K = weight.shape
+    if weight.flags.c_contiguous:
+        flat = weight.reshape(-1)
+        step = max(1, _CHUNK // group_size) * group_size
+        for start in range(0, flat.size, step):
+            yield flat[start : start + step]
+    else:
+        step = max(1, _CHUNK // max(K, 1))
+        for start in range(0, N, step):
+            yield np.ascontiguousarray(weight[start : start + step]).reshape(-1)
+
+
+# ----------------------------------------------------------------------------------------
+# Dequantize
+
+
+def dequantize(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    global_scale: float | np.float32,
+    dtype: DTypeLike = np.float64,
+    *,
+    group_size: int = GROUP_SIZE,
+) -> np.ndarray:
+    """Return the weights that NVFP4 data stand for, ``e2m1(code) * e4m3(scale) * global_scale``.
+
+    Code times block scale has at most 6 significant bits, so it is exact even in bfloat16; times a float32
+    global scale it has at most 30, so float64 is exact and float32 rounds once. Narrower types are rounded
+    from float32.
+
+    Parameters
+    ----------
+    codes : np.ndarray
+        uint8 ``[N, K/2]``, packed as `pack_codes` does.
+    scales : np.ndarray
+        ``[N, K/group_size]`` E4M3 bytes (uint8 or float8_e4m3fn).
+    global_scale : float
+        The multiplier.
+    dtype : dtype_like
+        Of the result: float64, float32, float16 or bfloat16.
+
+    Returns
+    -------
+    np.ndarray
+        ``[N, K]``.
+
+    Raises
+    ------
+    ShapeError
+        If shapes or dtypes do not fit together.
+    """
+    dtype = np.dtype(dtype)
+    if codes.dtype != np.uint8 or codes.ndim != 2:
+        raise ShapeError(f"dequantize: found codes {codes.dtype} {codes.shape}, expected uint8 [N, K/2]")
+    N, K = codes.shape[0], codes.shape[1] * 2
+    if K % group_size or scales.shape != (N, K // group_size):
+        raise ShapeError(
+            f"dequantize: found scales of shape {scales.shape} for codes of shape {codes.shape}, "
+            f"expected [{N}, {K}/{group_size}]"
+        )
+    if dtype not in _MAGNITUDE_BITS:
+        raise ShapeError(f"dequantize: found dtype {dtype}, expected float64, float32, float16 or bfloat16")
+    wide = np.float64 if dtype == np.float64 else np.float32
+    out = np.empty((N, K), dtype)
+    values = _PAIR_VALUES.astype(wide)
+    rows = max(1, _CHUNK // max(K, 1))
+    with np.errstate(over="ignore", under="ignore"):
+        for start in range(0, N, rows):
+            part = slice(start, start + rows)
+            w = values[codes[part]].reshape(-1, K // group_size, group_size)
+            w *= decode_e4m3(scales[part])[..., None]
+            w *= wide(global_scale)
+            out[part] = w.reshape(-1, K)
+    return out
