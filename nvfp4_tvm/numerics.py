@@ -14,7 +14,7 @@ The two libraries round differently, so `quantize` lets the caller choose whose 
 =====================  ========================================  ==========================================
 step                   ``"modelopt"``                            ``"compressed-tensors"``
 =====================  ========================================  ==========================================
-global scale           ``gs = A / 2688``                         ``g = 2688 / A``, stored; here ``gs = 1 / g``
+global scale           ``gs = A / 2688``                         ``g = (1 / A) * 2688``; ``gs = 1 / g``
 block scale            ``s = e4m3(a / (6 * gs))``                ``s = e4m3(g * (a / 6))``
 an all-zero block      ``s = 1``                                 ``s = 0.125``
 scale that underflows  clamped to ``2**-9`` before the cast      becomes 0.125 after the cast
@@ -284,7 +284,8 @@ def global_scale_from_amax(
             f"{name}: found amax {largest:.3g}, expected at least {divisor * np.finfo(np.float32).tiny:.3g}: "
             "the global scale would be no normal float32 number; rescale the tensor or exclude its layer"
         )
-    return scale if arithmetic == "modelopt" else divisor / largest
+    # PyTorch computes number / tensor as reciprocal times number: the library stores two roundings.
+    return scale if arithmetic == "modelopt" else np.float32(1) / largest * divisor
 
 
 def _divisor(method: Method) -> float:
@@ -330,7 +331,8 @@ class _ModelOpt:
         ModelOpt: ``compute_fp4_scales`` over ``_fp8_eager``; float32 rounding may set it apart from `step`.
         """
         range_max = self.amax * np.float32(E4M3_MAX / FOUR_OVER_SIX_E4M3_MAX) / np.float32(E2M1_MAX)
-        scale = np.float32(E4M3_MAX) / (range_max if range_max > 2.0**-24 else np.float32(1))
+        # PyTorch computes number / tensor as reciprocal times number.
+        scale = np.float32(1) / (range_max if range_max > 2.0**-24 else np.float32(1)) * np.float32(E4M3_MAX)
         return E4M3_VALUES[encode_e4m3(block_amax / np.float32(E2M1_MAX) * scale)] * (np.float32(1) / scale)
 
 
