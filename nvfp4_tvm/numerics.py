@@ -26,7 +26,10 @@ code                   ``e2m1(x / (s * gs))``                    ``e2m1(x / (s /
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, get_args
 
 import ml_dtypes
@@ -62,6 +65,7 @@ Arithmetic = Literal["modelopt", "compressed-tensors"]
 
 # Elements per step: its float32 temporaries stay in a core's cache (1.4x faster than steps of 1 Mi elements).
 _CHUNK = 1 << 18
+_MAX_THREADS = 8
 # Integers that order like the magnitudes of the floats: (view, mask of the magnitude, bits of infinity).
 _MAGNITUDE_BITS = {
     np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7FFF, 0x7F80),
@@ -440,18 +444,28 @@ def quantize(
     codes = np.empty((N, K // 2), np.uint8)
     scales = np.empty((N, K // group_size), np.uint8)
     packed_groups, scale_groups = codes.reshape(-1, group_size // 2), scales.reshape(-1)
-    done = 0
-    # Overflow happens only if the caller's global scale is far too small; codes and scales then saturate.
-    with np.errstate(over="ignore"):
-        for rows in _row_blocks(weight, group_size):
-            # [group_size, groups]: operations on a group's scale then run along contiguous memory
-            x = np.ascontiguousarray(rows.reshape(-1, group_size).T).astype(np.float32)
+
+    def convert(start: int, rows: np.ndarray) -> None:
+        # [group_size, groups]: operations on a group's scale then run along contiguous memory
+        x = np.ascontiguousarray(rows.reshape(-1, group_size).T).astype(np.float32)
+        # Overflow happens only if the caller's global scale is far too small; codes and scales then saturate.
+        with np.errstate(over="ignore"):
             s = _block_scales(x, rules)
             q = _encode_e2m1(x / rules.step(s))
-            end = done + s.size
-            scale_groups[done:end] = s
-            packed_groups[done:end] = (q[0::2] | (q[1::2] << 4)).T
-            done = end
+        scale_groups[start : start + s.size] = s
+        packed_groups[start : start + s.size] = (q[0::2] | (q[1::2] << 4)).T
+
+    # NumPy lets go of the interpreter lock while it computes.
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        done = 0
+        running: deque[Future[None]] = deque()
+        for rows in _row_blocks(weight, group_size):
+            running.append(pool.submit(convert, done, rows))
+            done += rows.size // group_size
+            if len(running) > 2 * _MAX_THREADS:  # bounds the copies of a weight that is not contiguous
+                running.popleft().result()
+        for future in running:
+            future.result()
     return codes, scales, np.float32(rules.multiplier)
 
 

@@ -61,6 +61,11 @@ class Checkpoint:
         self.tensor_info(name)
         return self._owner[name].array(name)
 
+    def release(self, name: str) -> None:
+        """Drop a tensor's pages from memory, to stream through a checkpoint; arrays of it stay valid."""
+        self.tensor_info(name)
+        self._owner[name].release(name)
+
     @cached_property
     def _modules(self) -> dict[str, dict[str, TensorInfo]]:
         modules: dict[str, dict[str, TensorInfo]] = {}

@@ -163,6 +163,14 @@ class SafetensorsFile:
             raw.flags.writeable = False
         return raw.view(dtype).reshape(info.shape)
 
+    def release(self, name: str) -> None:
+        """Drop a tensor's pages from this process's memory; views stay valid and read the file again."""
+        info = self.tensors[name]
+        begin = -(-info.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = info.end // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and end > begin and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
 
 def _tensor_info(name: str, entry: Any, path: Path, data_begin: int, size: int) -> TensorInfo:
     def wrong(found: str, expected: str) -> CheckpointError:
