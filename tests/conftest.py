@@ -1,8 +1,11 @@
-"""Makes the helper modules of this folder importable from every test, with importlib mode too."""
+"""Makes the modules of tests/helpers importable from every test, with importlib mode too.
+
+Not tests/ itself: on the path, its folder nvfp4_tvm would hide the package of that name.
+"""
 
 import sys
 from pathlib import Path
 
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+HELPERS = str(Path(__file__).parent / "helpers")
+if HELPERS not in sys.path:
+    sys.path.insert(0, HELPERS)
