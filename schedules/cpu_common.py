@@ -1,0 +1,157 @@
+"""What the CPU kernels share: their arguments, vectors, the transposed activations and the epilogue.
+
+Both kernels keep the 16 words of a row's 128-block in vector lanes, so lane w meets ``k = 8w + j`` of the
+block for code j; activations are put into that order once a call. A row's dot product is then a vector of
+partial sums until the end of K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx.script.builder import ir as T
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.schedules.base import MatmulProblem
+
+#: Words of one row in a 128-block.
+ROW_WORDS = layout.TILE_K // layout.CODES_PER_WORD
+
+
+def named(name: str, value: object) -> object:
+    """Give an IR object the name it is printed with, and return it."""
+    IRBuilder.name(name, value)
+    return value
+
+
+def load(buffer: Buffer, *index: Expr | int, lanes: int) -> Expr:
+    """Load ``lanes`` elements that start at ``index``."""
+    return buffer[(*index[:-1], T.ramp(index[-1], 1, lanes))]
+
+
+def store(buffer: Buffer, value: Expr, *index: Expr | int) -> None:
+    """Store a vector at ``index`` and after."""
+    lanes = value.ty.dtype.lanes
+    T.buffer_store(buffer, value, [*index[:-1], T.ramp(index[-1], 1, lanes)])
+
+
+def zeros(lanes: int) -> Expr:
+    """Return a vector of float32 zeros."""
+    return T.Broadcast(T.float32(0), lanes)
+
+
+def horizontal_sum(vector: Expr) -> Expr:
+    """Add the lanes of a vector, halves first."""
+    lanes = vector.ty.dtype.lanes
+    while lanes > 1:
+        lanes //= 2
+        low, high = (T.Shuffle([vector], list(range(at, at + lanes))) for at in (0, lanes))
+        vector = T.Bind(low + high)
+    return vector
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The buffers of the kernel interface, and ``words`` and ``scales`` seen flat."""
+
+    problem: MatmulProblem
+    M: Expr | int
+    x: Buffer
+    bias: Buffer | None
+    global_scale: Buffer
+    out: Buffer
+    flat_words: Buffer
+    flat_scales: Buffer
+
+    @property
+    def blocks(self) -> int:
+        """128-blocks along K."""
+        return layout.tiles(1, self.problem.K)[1]
+
+    def load_words(self, t: Expr, c: Expr, h: int, g: Expr | int, w: int, lanes: int) -> Expr:
+        """Load words w .. w + lanes - 1 of row (t, h, g) in 128-block c."""
+        row = ((t * self.blocks + c) * 2 + h) * 8 + g
+        return load(self.flat_words, row * ROW_WORDS + w, lanes=lanes)
+
+    def load_scales(self, t: Expr, c: Expr, g: Expr | int) -> Expr:
+        """Load the scale bytes of rows (t, 0, g) and (t, 1, g) in 128-block c; see `scale_lanes`."""
+        word = (t * self.blocks + c) * layout.LANES + g * 4
+        return T.reinterpret("uint8x16", load(self.flat_scales, word, lanes=4))
+
+    def write(self, m: Expr | int, n: Expr, total: Expr) -> None:
+        """Write ``out[m, n]`` from the unscaled sum; rows of the padding are dropped."""
+        problem = self.problem
+        if problem.N % layout.TILE_N:
+            with T.If(n < problem.N), T.Then():
+                self._write(m, n, total)
+        else:
+            self._write(m, n, total)
+
+    def _write(self, m: Expr | int, n: Expr, total: Expr) -> None:
+        value = total * self.global_scale[n]
+        if self.bias is not None:
+            value = value + T.cast(self.bias[n], "float32")
+        T.buffer_store(self.out, T.cast(value, self.problem.out_dtype), [m, n])
+
+
+def transpose_activations(
+    args: Arguments, xt: Buffer, prefix: tuple[Expr, ...], c: Expr, first: Expr | int, rows: int, lanes: int
+) -> None:
+    """Fill ``xt[*prefix, c, 8 * s + j, m, lane]``, ``m < rows``, with zeros outside of x.
+
+    Its value is ``x[first + m, 128 * c + 8 * (s * lanes + lane) + j]`` in float32.
+    """
+    K = args.problem.K
+    with T.grid(ROW_WORDS // lanes, layout.CODES_PER_WORD, rows, lanes) as (s, j, m, lane):
+        k = c * layout.TILE_K + (s * lanes + lane) * layout.CODES_PER_WORD + j
+        value = T.cast(args.x[first + m, k], "float32")
+        if rows != args.problem.M.static:
+            value = T.if_then_else(first + m < args.M, value, T.float32(0))
+        if K % layout.TILE_K:
+            value = T.if_then_else(k < K, value, T.float32(0))
+        T.buffer_store(xt, value, [*prefix, c, s * layout.CODES_PER_WORD + j, m, lane])
+
+
+def scale_lanes(h: int, w: int, lanes: int) -> list[int]:
+    """Return which byte of `Arguments.load_scales` belongs to each word w .. w + lanes - 1 of half h."""
+    result = []
+    for word in range(w, w + lanes):
+        group = word * layout.CODES_PER_WORD // layout.GROUP_SIZE
+        _, _, lane, byte = layout.scale_index(8 * h, group)
+        result.append(4 * lane + byte)
+    return result
+
+
+def kernel(problem: MatmulProblem, name: str, body: Callable[[Arguments], None]) -> PrimFunc:
+    """Build the PrimFunc of the kernel interface with ``body`` inside."""
+    N, K = problem.N, problem.K
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        # Scheduled: dlight and the default schedules leave the function alone.
+        T.func_attr({"tirx.is_scheduled": 1, "tirx.noalias": True})
+        M = problem.static_M
+        if M is None:
+            M = named("M", T.int64())
+        x = _argument("x", (M, K), problem.x_dtype)
+        words = _argument("words", layout.words_shape(N, K), "uint32")
+        scales = _argument("scales", layout.scales_shape(N, K), "uint32")
+        global_scale = _argument("global_scale", layout.global_scale_shape(N), "float32")
+        bias = _argument("bias", (N,), problem.x_dtype) if problem.bias else None
+        out = _argument("out", (M, N), problem.out_dtype)
+        flat_words, flat_scales = _flat("flat_words", words), _flat("flat_scales", scales)
+        body(Arguments(problem, M, x, bias, global_scale, out, flat_words, flat_scales))
+    return builder.get()
+
+
+def _argument(name: str, shape: tuple, dtype: str) -> Buffer:
+    return named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))
+
+
+def _flat(name: str, buffer: Buffer) -> Buffer:
+    size = 1
+    for extent in buffer.shape:
+        size = size * extent
+    return named(name, T.decl_buffer((size,), buffer.dtype, data=buffer.data))
