@@ -61,14 +61,12 @@ class NVFP4Tensor:
         if codes.dtype != np.uint8 or codes.ndim != 2 or scales.dtype != np.uint8 or scales.ndim != 2:
             raise ShapeError(
                 f"{self.name}: found codes {codes.dtype} {codes.shape} and scales {scales.dtype} "
-                f"{scales.shape}, "
-                "expected uint8 [N, K/2] and uint8 [N, K/16]"
+                f"{scales.shape}, expected uint8 [N, K/2] and uint8 [N, K/16]"
             )
         if scales.shape != (codes.shape[0], codes.shape[1] * 2 / GROUP_SIZE):
             raise ShapeError(
                 f"{self.name}: found codes of shape {codes.shape} and scales of shape {scales.shape}, "
-                f"expected "
-                "[N, K/2] and [N, K/16] with K a multiple of 16"
+                "expected [N, K/2] and [N, K/16] with K a multiple of 16"
             )
         # 0x7F is NaN and 0x80 up are the negatives, -0 included: no quantizer writes them, and kernels that
         # read a scale as an unsigned number would turn -0 into a large one.
@@ -78,14 +76,12 @@ class NVFP4Tensor:
             what = "NaN" if byte in (0x7F, 0xFF) else f"negative ({numerics.E4M3_VALUES[byte]})"
             raise CheckpointError(
                 f"{self.name}: found a block scale that is {what} (byte 0x{byte:02X} at row {row}, group "
-                f"{group}), "
-                "expected positive E4M3 numbers: the checkpoint is corrupt"
+                f"{group}), expected positive E4M3 numbers: the checkpoint is corrupt"
             )
         if not (np.isfinite(self.global_scale) and self.global_scale > 0):
             raise CheckpointError(
                 f"{self.name}: found the global scale {self.global_scale}, expected a positive finite "
-                f"number: the "
-                "checkpoint is corrupt"
+                "number: the checkpoint is corrupt"
             )
 
     @property

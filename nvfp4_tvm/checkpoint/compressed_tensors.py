@@ -50,11 +50,10 @@ class CompressedTensors(Format):
                     f"{self._where}: found {key}, expected none: sparse or transformed weights are not run"
                 )
         status = quant.get("quantization_status", "compressed")
-        if status in _UNPACKED_STATUS:
+        if not isinstance(status, str) or status in _UNPACKED_STATUS:
             raise UnsupportedFormatError(
-                f"{self._where}: found quantization_status {status!r}, expected 'compressed': save the "
-                f"model with "
-                "compression"
+                f"{self._where}: found quantization_status {status!r:.40}, expected 'compressed': save the "
+                "model with compression"
             )
         self._ignore = Patterns(quant.get("ignore"), f"{self._where}: ignore")
         groups = quant.get("config_groups")
@@ -122,7 +121,7 @@ def _kind(weights: Any, form: Any, where: str) -> str:
     if type(bits) is not int or not isinstance(kind, str):
         raise CheckpointError(
             f"{where}: weights: found num_bits {bits!r:.40} and type {kind!r:.40}, expected a number and a "
-            f"string"
+            "string"
         )
     if kind != "float":
         return f"{kind[:20]}{bits}"
@@ -141,7 +140,7 @@ def _kind(weights: Any, form: Any, where: str) -> str:
     if weights.get("scale_dtype") not in (None, "torch.float8_e4m3fn"):
         raise UnsupportedFormatError(
             f"{where}: weights: found scale_dtype {weights['scale_dtype']!r:.40}, expected "
-            f"torch.float8_e4m3fn"
+            "torch.float8_e4m3fn"
         )
     if form not in (None, _PACKED):
         raise UnsupportedFormatError(f"{where}: found format {form!r:.40}, expected {_PACKED!r} for NVFP4")

@@ -100,7 +100,7 @@ class ModelOpt(Format):
             raise CheckpointError(
                 f"{found[0][1]}: found quant_algo {found[0][0]['quant_algo']!r:.40}, but config.json says "
                 f"{found[1][0]['quant_algo']!r:.40}: expected the same; remove the file that does not "
-                f"belong here"
+                "belong here"
             )
         return found[0]
 
@@ -119,7 +119,7 @@ class ModelOpt(Format):
         if kind is None:
             raise CheckpointError(
                 f"{self._where}: {key}: found {algo!r:.80}, expected one of {', '.join(_KINDS)}, "
-                f"MIXED_PRECISION"
+                "MIXED_PRECISION"
             )
         if kind == "nvfp4" and group_size not in (None, GROUP_SIZE):
             raise CheckpointError(

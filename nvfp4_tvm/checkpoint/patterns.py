@@ -88,16 +88,14 @@ class Patterns:
     def _compile(self, expression: str) -> re.Pattern[str]:
         plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^]\\])*\]", "x", expression)  # without escapes and classes
         repeats = len(re.findall(r"[*+]|\{\d*,?\d*\}", plain))
-        if (
-            re.search(r"\)[*+{]", plain)
-            or re.search(r"\\\d|\(\?P=|\(\?\(", expression)
-            or repeats > _MAX_REPEATS
-        ):
+        repeated_group = re.search(r"\)[*+{]", plain)
+        # back references, conditions, and the flag that hides spaces between a group and its repeat
+        refused = re.search(r"\\\d|\(\?P=|\(\?\(|\(\?[aiLmsu]*x", expression)
+        if repeated_group or refused or repeats > _MAX_REPEATS:
             raise CheckpointError(
                 f"{self.where}: found the pattern {expression!r:.120}, which may backtrack without end: "
-                f"expected "
-                f"at most {_MAX_REPEATS} repeats, no repeated groups, no back references; list the names "
-                f"instead"
+                f"expected at most {_MAX_REPEATS} repeats, no repeated groups, no back references; list "
+                "the names instead"
             )
         try:
             return re.compile(expression)
@@ -125,8 +123,7 @@ class Patterns:
         if len(module) > MAX_MODULE_NAME:
             raise CheckpointError(
                 f"{self.where}: found a module name of {len(module)} characters to match with a pattern, "
-                f"expected "
-                f"at most {MAX_MODULE_NAME}"
+                f"expected at most {MAX_MODULE_NAME}"
             )
         # ModelOpt writes "x.*" where x itself is excluded too.
         names = (module, module + ".") if self._inside else (module,)
@@ -136,6 +133,6 @@ class Patterns:
         if self._seconds > _MAX_SECONDS:
             raise CheckpointError(
                 f"{self.where}: matching took over {_MAX_SECONDS:g} s, expected simple patterns: list the "
-                f"names instead"
+                "names instead"
             )
         return found

@@ -105,8 +105,7 @@ class Checkpoint:
         if not (np.isfinite(stored) and stored > 0 and np.isfinite(multiplier) and multiplier > 0):
             raise CheckpointError(
                 f"{self.tensor_info(name).file}: tensor {name}: found {stored}, expected a positive finite "
-                f"number: "
-                "the checkpoint is corrupt"
+                "number: the checkpoint is corrupt"
             )
         scales = self.tensor(f"{module}.{form.scales}").view(np.uint8)
         codes = self.tensor(f"{module}.{form.codes}")
@@ -140,12 +139,12 @@ class Checkpoint:
 
     def _layer(self, module: str, read_data: bool) -> LayerInfo:
         tensors = self._modules[module]
-        refusal = None
+        kind, refusal = "unknown", None
         try:
+            kind = self._kind(module)
             self._check_module(module, read_data)
         except (CheckpointError, ShapeError) as e:
             refusal = str(e)
-        kind = self._kind(module)
         weight = tensors.get(self._format.codes) or tensors.get("weight") or next(iter(tensors.values()))
         shape = weight.shape
         if kind == "nvfp4" and len(shape) == 2 and weight.dtype == "U8":
@@ -178,8 +177,10 @@ class Checkpoint:
         codes = tensors.get(form.codes)
         if form.name == "none":
             return False
-        if codes is not None and (form.codes != "weight" or codes.dtype not in PLAIN_FORMATS):
+        if codes is not None and form.codes != "weight":
             return True
+        if codes is not None and codes.dtype not in PLAIN_FORMATS:
+            return len(codes.shape) == 2 or bool({form.scales, form.global_scale} & set(tensors))
         return codes is None and "weight" not in tensors
 
     def _check_module(self, module: str, read_data: bool) -> None:
@@ -189,8 +190,8 @@ class Checkpoint:
             plain = tensors.get("weight", first)
             raise CheckpointError(
                 f"{plain.file}: module {module}: found an unquantized weight ({plain}), expected NVFP4 as "
-                f"the config "
-                f"says: add {module} to the config's ignore list if it is meant to be unquantized"
+                f"the config says: add {module} to the config's ignore list if it is meant to be "
+                "unquantized"
             )
         kind = self._kind(module)
         if kind == "nvfp4":
@@ -200,8 +201,7 @@ class Checkpoint:
         elif kind != "plain":
             raise UnsupportedFormatError(
                 f"{first.file}: module {module} is {kind} by the config, expected NVFP4 or unquantized "
-                f"weights: "
-                f"quantize the original checkpoint with `nvfp4-tvm quantize`"
+                "weights: quantize the original checkpoint with `nvfp4-tvm quantize`"
             )
         else:
             self._check_plain(module)
@@ -214,9 +214,8 @@ class Checkpoint:
             if packed or quantized or suffix in form.refused:
                 raise CheckpointError(
                     f"{info.file}: tensor {module}.{suffix}: found {info}, expected an unquantized weight, "
-                    f"as the "
-                    f"config lists {module or 'this module'} among those or has no quantization for it: "
-                    "config and weights disagree"
+                    f"as the config lists {module or 'this module'} among those or has no quantization for "
+                    "it: config and weights disagree"
                 )
 
     def _check_structure(self, module: str) -> None:
@@ -231,8 +230,7 @@ class Checkpoint:
             if suffix in tensors:
                 raise UnsupportedFormatError(
                     f"{tensors[suffix].file}: tensor {module}.{suffix}: found {meaning}, which this "
-                    f"package does not "
-                    "run: quantize the original checkpoint with `nvfp4-tvm quantize`"
+                    "package does not run: quantize the original checkpoint with `nvfp4-tvm quantize`"
                 )
         for suffix in (form.codes, form.scales, form.global_scale):
             if suffix not in tensors:
@@ -258,8 +256,8 @@ class Checkpoint:
         if "_quantization_metadata" in self._owner[codes.name].metadata:
             raise UnsupportedFormatError(
                 f"{codes.file}: found _quantization_metadata in the header, expected a Hugging Face "
-                f"export: this file "
-                "is made for a single-file runtime, and its block scales may be swizzled; export it again"
+                "export: this file is made for a single-file runtime, and its block scales may be "
+                "swizzled; export it again"
             )
 
     def _check_scales(self, module: str, scales: TensorInfo, N: int, K: int) -> None:
@@ -271,8 +269,7 @@ class Checkpoint:
         if scales.dtype == "F8_E8M0" or (scales.dtype == "U8" and scales.shape == (N, K // 32)):
             raise UnsupportedFormatError(
                 f"{where}, {expected}: power-of-two scales are MXFP4, which this package does not run; "
-                f"quantize the "
-                "original checkpoint with `nvfp4-tvm quantize`"
+                "quantize the original checkpoint with `nvfp4-tvm quantize`"
             )
         # cuBLAS and CUTLASS interleave scales in tiles of 128 rows by 4 groups and pad to whole tiles.
         rows, columns = -(-N // 128) * 128, -(-groups // 4) * 4
@@ -284,7 +281,6 @@ class Checkpoint:
         ):
             raise UnsupportedFormatError(
                 f"{where}, {expected}: scales padded or swizzled for one kind of kernel are not run; "
-                f"export the "
-                "checkpoint with linear scales"
+                "export the checkpoint with linear scales"
             )
         raise CheckpointError(f"{where}, {expected}: codes and scales do not belong together")

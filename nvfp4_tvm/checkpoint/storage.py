@@ -103,7 +103,7 @@ class SafetensorsFile:
         if not isinstance(metadata, dict):
             raise CheckpointError(
                 f"{self.path}: found __metadata__ of type {type(metadata).__name__}, expected an object of "
-                f"strings"
+                "strings"
             )
         self.metadata = metadata
         self.tensors = {
@@ -118,8 +118,7 @@ class SafetensorsFile:
                 if size < 8 or length > size - 8 or length > MAX_HEADER_BYTES:
                     raise CheckpointError(
                         f"{self.path}: found a header of {length} bytes in a file of {size} bytes, "
-                        f"expected it to "
-                        "fit: the file is truncated or not safetensors; download it again"
+                        "expected it to fit: the file is truncated or not safetensors; download it again"
                     )
                 text = f.read(length)
             # The library refuses overlaps, gaps, wrong sizes, trailing bytes.
@@ -130,8 +129,7 @@ class SafetensorsFile:
         except safetensors.SafetensorError as e:
             raise CheckpointError(
                 f"{self.path}: found a malformed safetensors file ({_one_line(e)}): it is truncated or "
-                f"corrupt; "
-                "download it again"
+                "corrupt; download it again"
             ) from None
         return parse_json(text, self.path), 8 + length, size
 
@@ -230,7 +228,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     except ValueError as e:
         raise CheckpointError(
             f"{path}: found invalid JSON ({_one_line(e)}): the file is truncated or corrupt; download it "
-            f"again"
+            "again"
         ) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: found a JSON {type(value).__name__}, expected an object")
@@ -254,10 +252,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from None
 
 
-def open_shards(folder: Path) -> dict[str, SafetensorsFile]:
+def open_shards(folder: Path, stem: str = "model") -> dict[str, SafetensorsFile]:
     """Find the safetensors files of a folder and map each tensor's name to its file.
 
-    As transformers does, ``model.safetensors`` is preferred, then ``model.safetensors.index.json``, then a
+    As transformers does, ``{stem}.safetensors`` is preferred, then ``{stem}.safetensors.index.json``, then a
     lone ``*.safetensors``.
 
     Raises
@@ -265,9 +263,9 @@ def open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     CheckpointError
         If there is none, or index and shards disagree.
     """
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        paths = [folder / "model.safetensors"]
+    index = folder / f"{stem}.safetensors.index.json"
+    if (folder / f"{stem}.safetensors").is_file():
+        paths = [folder / f"{stem}.safetensors"]
     elif index.is_file():
         return _open_indexed(folder, index)
     else:
@@ -275,8 +273,8 @@ def open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     if len(paths) != 1:
         if paths:
             raise CheckpointError(
-                f"{folder}: found {len(paths)} safetensors files without model.safetensors.index.json: "
-                "copy the index from where the checkpoint came from"
+                f"{folder}: found {len(paths)} safetensors files without {index.name}: copy the index from "
+                "where the checkpoint came from"
             )
         other = next(
             iter(sorted([*folder.glob("*.bin"), *folder.glob("*.gguf"), *folder.glob("*.pt")])), None
@@ -319,8 +317,7 @@ def _open_indexed(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
             if weight_map.get(name) != shard:
                 raise CheckpointError(
                     f"{file.path}: holds tensor {name}, which the index puts in "
-                    f"{weight_map.get(name)!r:.200}: "
-                    "shards and index come from different checkpoints"
+                    f"{weight_map.get(name)!r:.200}: shards and index come from different checkpoints"
                 )
             owner[name] = file
     for name, shard in weight_map.items():

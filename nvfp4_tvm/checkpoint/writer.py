@@ -176,7 +176,7 @@ class SafetensorsWriter:
             self._discard()
             raise ShapeError(
                 f"{self.folder}: {len(missing)} declared tensors were not written, {missing[0]} first: "
-                f"expected all"
+                "expected all"
             )
         try:
             for stream in self._streams:

@@ -1,0 +1,367 @@
+"""Quantize an unquantized Hugging Face checkpoint to NVFP4, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+
+import nvfp4_tvm
+from nvfp4_tvm import numerics
+from nvfp4_tvm.checkpoint.base import PLAIN_FORMATS, open_checkpoint
+from nvfp4_tvm.checkpoint.patterns import Patterns, role_of
+from nvfp4_tvm.checkpoint.reader import Checkpoint
+from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, TensorInfo
+from nvfp4_tvm.checkpoint.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
+from nvfp4_tvm.errors import CheckpointError, NVFP4Error, ShapeError
+from nvfp4_tvm.numerics import GROUP_SIZE, Arithmetic, Method
+
+OutputFormat = Literal["compressed-tensors", "modelopt"]
+
+# A linear layer of a decoder block: "model.layers.0.mlp.up_proj", "transformer.h.0.attn.c_attn".
+_IN_BLOCK = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.\d+\.")
+_NOT_DECODER = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)")
+# Parts that serving engines fuse into one matrix, which then has one global scale.
+FUSED_PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"}
+_REPLACED = {"config.json", "hf_quant_config.json", "model.safetensors.index.json"}
+
+
+@dataclass(frozen=True)
+class QuantizeSummary:
+    """What `quantize_checkpoint` did.
+
+    Attributes
+    ----------
+    format, method : str
+        As asked for.
+    layers : int
+        Number of quantized layers.
+    kept : tuple of str
+        Linear layers and embeddings that stay as they were.
+    bytes_read, bytes_written : int
+        Of weight files.
+    seconds : float
+    """
+
+    format: str
+    method: str
+    layers: int
+    kept: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+
+    @property
+    def mb_per_s(self) -> float:
+        """Weights read per second, in 10^6 bytes."""
+        return self.bytes_read / 1e6 / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How a format names and stores a quantized weight."""
+
+    codes: str
+    scales: str
+    global_scale: str
+    global_shape: tuple[int, ...]
+    arithmetic: Arithmetic
+
+
+_NAMING: dict[str, _Naming] = {
+    "compressed-tensors": _Naming(
+        "weight_packed", "weight_scale", "weight_global_scale", (1,), "compressed-tensors"
+    ),
+    "modelopt": _Naming("weight", "weight_scale", "weight_scale_2", (), "modelopt"),
+}
+
+
+def quantize_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    format: OutputFormat = "compressed-tensors",
+    method: Method = "amax",
+    exclude: Sequence[str] = (),
+    share_global_scales: bool = True,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> QuantizeSummary:
+    """Write an NVFP4 checkpoint of a bf16, fp16 or fp32 one.
+
+    Quantized are the weights of all linear layers inside decoder blocks, weights only (no activation scales).
+    lm_head, embeddings, norms, biases and routers stay as they are, as with the libraries' own defaults.
+    Peak memory: the largest tensor, its quantized form and some ten MiB.
+
+    Parameters
+    ----------
+    src, dst : str or Path
+        Checkpoint folders; `dst` must not exist, or be empty. Tokenizer and other small files are copied.
+    format : {"compressed-tensors", "modelopt"}
+        Tensor names, config, and the order of float32 operations (see `numerics`) of this library.
+    method : {"amax", "four_over_six"}
+        See `numerics.quantize`.
+    exclude : sequence of str
+        Layers to leave unquantized besides the defaults: module names, shell wildcards (``*.layers.0.*``), or
+        ``re:`` and a regular expression.
+    share_global_scales : bool
+        Give q, k, v and gate, up one global scale each, from the largest magnitude of all parts. On by
+        default: serving engines that fuse these layers (vLLM) keep one scale for the whole, and lose accuracy
+        when they differ. Off, each layer has the scale that its own weights ask for.
+    max_shard_bytes : int
+        Split the weights into files of at most about this size.
+    progress : callable, optional
+        Called as ``progress(bytes_done, bytes_total, tensor_name)`` after each tensor of the source.
+
+    Returns
+    -------
+    QuantizeSummary
+
+    Raises
+    ------
+    CheckpointError
+        If `src` cannot be read, is quantized already, has nothing to quantize, or `dst` is not empty.
+    NVFP4Error
+        If a weight cannot be quantized (NaN, infinite, all zeros, K no multiple of 16); the message names it.
+        `dst` is then left without weights.
+    """
+    start = time.perf_counter()
+    for what, value, choices in (("format", format, OutputFormat), ("method", method, Method)):
+        if value not in get_args(choices):
+            raise NVFP4Error(
+                f"found {what} {value!r}, expected one of {', '.join(map(repr, get_args(choices)))}"
+            )
+    src, dst = Path(src), Path(dst)
+    checkpoint = open_checkpoint(src)
+    if checkpoint.format != "none":
+        raise CheckpointError(
+            f"{src}: found {checkpoint.format} quantization, expected an unquantized checkpoint"
+        )
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise CheckpointError(
+            f"{dst}: found {'a file' if dst.is_file() else 'files in it'}, expected an empty folder"
+        )
+    infos = sorted((checkpoint.tensor_info(n) for n in checkpoint.names()), key=lambda t: (t.file, t.begin))
+    chosen, kept = _choose(checkpoint, exclude)
+    groups = _groups(chosen) if share_global_scales else {}
+
+    naming = _NAMING[format]
+    specs: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    for info in infos:
+        module, _, suffix = info.name.rpartition(".")
+        if module in chosen and suffix == "weight":
+            N, K = info.shape
+            specs[f"{module}.{naming.codes}"] = (np.uint8, (N, K // 2))
+            specs[f"{module}.{naming.scales}"] = (ml_dtypes.float8_e4m3fn, (N, K // GROUP_SIZE))
+            specs[f"{module}.{naming.global_scale}"] = (np.float32, naming.global_shape)
+        else:
+            specs[info.name] = (_numpy_dtype(info), info.shape)
+
+    total, done = sum(t.nbytes for t in infos), 0
+    amaxes: dict[str, np.float32] = {}
+    created = not dst.exists()
+    try:
+        with SafetensorsWriter(dst, "model", specs, {"format": "pt"}, max_shard_bytes) as writer:
+            for info in infos:
+                module, _, suffix = info.name.rpartition(".")
+                if module in chosen and suffix == "weight":
+                    _write_quantized(
+                        checkpoint, module, groups.get(module, (module,)), naming, method, amaxes, writer
+                    )
+                else:
+                    writer.write(info.name, checkpoint.tensor(info.name))
+                checkpoint.release(info.name)
+                done += info.nbytes
+                if progress is not None:
+                    progress(done, total, info.name)
+        _write_configs(checkpoint, dst, format, sorted(kept))
+        _copy_files(src, dst)
+    except BaseException:
+        if created and dst.is_dir():
+            shutil.rmtree(dst)
+        raise
+    return QuantizeSummary(
+        format, method, len(chosen), tuple(sorted(kept)), total, writer.nbytes, time.perf_counter() - start
+    )
+
+
+def _numpy_dtype(info: TensorInfo) -> np.dtype:
+    if info.dtype not in NUMPY_DTYPES:
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name}: found {info}, expected one of {', '.join(NUMPY_DTYPES)}"
+        )
+    return NUMPY_DTYPES[info.dtype]
+
+
+def _choose(checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Return the modules to quantize, and the other modules with a 2-D weight."""
+    patterns = [Patterns([p], "exclude", wildcards=True) for p in exclude]
+    used = [False] * len(patterns)
+    chosen, kept = set(), set()
+    for module in checkpoint.module_names():
+        name = f"{module}.weight"
+        info = checkpoint.tensor_info(name)
+        matches = [p.matches(module) for p in patterns]
+        used = [u or m for u, m in zip(used, matches, strict=True)]
+        if len(info.shape) != 2:
+            continue
+        in_decoder = _IN_BLOCK.match(module) and not _NOT_DECODER.search(module)
+        if any(matches) or not in_decoder or role_of(module) != "linear":
+            kept.add(module)
+            continue
+        if info.dtype not in PLAIN_FORMATS:
+            raise CheckpointError(
+                f"{info.file}: tensor {name}: found {info}, expected BF16, F16 or F32 weights"
+            )
+        if info.shape[1] % GROUP_SIZE or 0 in info.shape:
+            raise ShapeError(
+                f"{info.file}: tensor {name}: found K = {info.shape[1]}, expected a multiple of "
+                f"{GROUP_SIZE}: exclude this layer"
+            )
+        chosen.add(module)
+    for pattern, hit in zip(exclude, used, strict=True):
+        if not hit:
+            raise NVFP4Error(
+                f"exclude: found {pattern!r}, which names no module of {checkpoint.path}: correct it"
+            )
+    if not chosen:
+        raise CheckpointError(
+            f"{checkpoint.path}: found no linear layer to quantize, expected decoder blocks"
+        )
+    return chosen, kept
+
+
+def _groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
+    """Map each module that is part of a fused layer to all parts of it that are quantized."""
+    groups = {}
+    for module in chosen:
+        parent, _, last = module.rpartition(".")
+        for parts in FUSED_PARTS:
+            if last in parts:
+                groups[module] = tuple(m for p in parts if (m := f"{parent}.{p}") in chosen)
+    return groups
+
+
+def _write_quantized(
+    checkpoint: Checkpoint,
+    module: str,
+    group: tuple[str, ...],
+    naming: _Naming,
+    method: Method,
+    amaxes: dict[str, np.float32],
+    writer: SafetensorsWriter,
+) -> None:
+    for part in group:
+        if part not in amaxes:
+            name = f"{part}.weight"
+            amaxes[part] = numerics.amax(checkpoint.tensor(name), name=name)
+            if part != module:
+                checkpoint.release(name)
+    shared = max(amaxes[part] for part in group)
+    name = f"{module}.weight"
+    codes, scales, _ = numerics.quantize(
+        checkpoint.tensor(name), method=method, global_amax=shared, arithmetic=naming.arithmetic, name=name
+    )
+    stored = numerics.global_scale_from_amax(shared, method=method, arithmetic=naming.arithmetic, name=name)
+    writer.write(f"{module}.{naming.codes}", codes)
+    writer.write(f"{module}.{naming.scales}", scales.view(ml_dtypes.float8_e4m3fn))
+    writer.write(f"{module}.{naming.global_scale}", np.full(naming.global_shape, stored, np.float32))
+
+
+# ----------------------------------------------------------------------------------------
+# Configs
+
+
+def _write_configs(checkpoint: Checkpoint, dst: Path, format: OutputFormat, kept: list[str]) -> None:
+    # A tied head has no tensor of its own, yet is a Linear module when the model is built.
+    ignore = kept if "lm_head" in kept else [*kept, "lm_head"]
+    config = dict(checkpoint.config)
+    if format == "compressed-tensors":
+        config["quantization_config"] = _compressed_tensors_config(
+            [m for m in ignore if role_of(m) != "embedding"]
+        )
+    else:
+        producer = {"name": "nvfp4_tvm", "version": nvfp4_tvm.__version__}
+        own, in_config = _modelopt_configs(ignore, producer)
+        config["quantization_config"] = in_config
+        _write_json(dst / "hf_quant_config.json", own)
+    _write_json(dst / "config.json", config)
+
+
+def _compressed_tensors_config(ignore: list[str]) -> dict[str, Any]:
+    """Return what compressed-tensors writes for its preset NVFP4A16 on all linear layers."""
+    weights = {
+        "num_bits": 4,
+        "type": "float",
+        "symmetric": True,
+        "group_size": GROUP_SIZE,
+        "strategy": "tensor_group",
+        "dynamic": False,
+        "scale_dtype": "torch.float8_e4m3fn",
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": "nvfp4-pack-quantized",
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": "nvfp4-pack-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+    }
+
+
+def _modelopt_configs(ignore: list[str], producer: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return hf_quant_config.json and config.json's part, as ModelOpt exports its W4A16_NVFP4_CFG."""
+    algo = "W4A16_NVFP4"
+    own = {
+        "producer": producer,
+        "quantization": {
+            "quant_algo": algo,
+            "kv_cache_quant_algo": None,
+            "group_size": GROUP_SIZE,
+            "exclude_modules": ignore,
+        },
+    }
+    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP_SIZE}
+    in_config = {
+        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+        "ignore": ignore,
+        "quant_algo": algo,
+        "producer": producer,
+        "quant_method": "modelopt",
+    }
+    return own, in_config
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}") from None
+
+
+def _copy_files(src: Path, dst: Path) -> None:
+    """Copy what is neither weights nor replaced: tokenizer, generation config, licence, chat template."""
+    for path in sorted(src.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHT_FILES and path.name not in _REPLACED:
+            if path.name.endswith(".index.json") or path.name.startswith("."):
+                continue
+            try:
+                shutil.copyfile(path, dst / path.name)
+            except OSError as e:
+                raise CheckpointError(f"{path}: cannot be copied: {e.strerror or e}") from None
