@@ -7,7 +7,8 @@ Kernel interface, the same for every family (see :mod:`nvfp4_tvm.layout` for the
 
     f(x[M, K], words, scales, global_scale[, bias[N]], out[M, N])
 
-``M`` is a symbolic int64 unless the range holds a single value. ``out`` is written whole, and nothing else is.
+``M`` is a symbolic int64 unless :attr:`MatmulProblem.static_M` says otherwise. ``out`` is written whole, and
+nothing else is.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class MatmulProblem:
         float32, float16 or bfloat16; ``bias`` has ``x_dtype``.
     bias : bool
         Whether a bias [N] is added, in fp32 before the cast.
+    dynamic : bool
+        Whether M is symbolic even if the range holds a single value, because the kernel is one branch of a
+        dispatch on M.
     """
 
     N: int
@@ -75,6 +79,12 @@ class MatmulProblem:
     x_dtype: str = "bfloat16"
     out_dtype: str = "bfloat16"
     bias: bool = False
+    dynamic: bool = False
+
+    @property
+    def static_M(self) -> int | None:
+        """The constant M of the kernel's shapes, or None where it is symbolic."""
+        return None if self.dynamic else self.M.static
 
     def __post_init__(self) -> None:
         layout.check_weight(self.N, self.K, "matmul")

@@ -113,7 +113,8 @@ def repack(N: int, K: int, global_scale_shape: tuple[int, ...] = (1,)) -> tirx.P
 
 def _legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     N, K, _ = canonical_shape(NAME, *call.args)
-    kernel = repack(N, K, static_shape(NAME, "global_scale", call.args[2].ty))
+    # Without its symbol: functions of several shapes live in one module.
+    kernel = repack(N, K, static_shape(NAME, "global_scale", call.args[2].ty)).without_attr("global_symbol")
     return relax.call_tir(builder.add_func(kernel, "nvfp4_pack"), list(call.args), packed_types(N, K))
 
 

@@ -1,0 +1,75 @@
+"""The pipeline: NVFP4 passes composed with TVM's own, from a frontend's module to what ``relax.build`` lowers.
+
+:func:`weight_passes` turn canonical weights into packed ones (and make ``transform_params``);
+:func:`pipeline` is those followed by kernel choice and TVM's passes for the target. Use it as
+``relax.build(mod, target, relax_pipeline=pipeline(target))``.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+from tvm.relax.backend.cuda import pipeline as cuda_pipeline
+from tvm.s_tir import dlight as dl
+from tvm.target import Target
+
+from nvfp4_tvm.errors import TargetError
+from nvfp4_tvm.passes.fold_weights import FoldNVFP4Weights
+from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
+from nvfp4_tvm.passes.rewrite_matmul import RewriteNVFP4Matmul
+
+
+def weight_passes() -> list[tvm.transform.Pass]:
+    """Rewrite matmuls to packed weights and fold or lift the packing; independent of the target."""
+    return [
+        RewriteNVFP4Matmul(),
+        FoldNVFP4Weights(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def _schedule_passes(target: Target) -> list[tvm.transform.Pass]:
+    # TVM's passes for CUDA schedule with dlight as they legalise; those for the CPU leave naive loops.
+    if target.kind.name == "llvm":
+        return [dl.ApplyDefaultSchedule(dl.cpu.GEMV(), dl.cpu.Reduction())]
+    return []
+
+
+#: TVM's default passes by kind of target.
+_TVM = {"llvm": cpu_pipeline, "cuda": cuda_pipeline}
+
+
+def target_passes(target: Target) -> list[tvm.transform.Pass]:
+    """Lower a module with packed weights for ``target``: our kernels first, then TVM's default passes."""
+    if target.kind.name not in _TVM:
+        raise TargetError(f"target {target.kind.name}: not supported, expected one of {', '.join(_TVM)}")
+    tvm_pipeline = _TVM[target.kind.name]
+    return [
+        LowerNVFP4Matmul(target),
+        *tvm_pipeline.library_dispatch_passes(target),
+        *tvm_pipeline.legalize_passes(target),
+        relax.transform.DeadCodeElimination(),
+        *_schedule_passes(target),
+        *tvm_pipeline.dataflow_lower_passes(target),
+        *tvm_pipeline.finalize_passes(target),
+    ]
+
+
+def pipeline(target: Target | str | None = None) -> tvm.transform.Pass:
+    """Return the whole pipeline for ``target``, or for the target current when it runs.
+
+    Raises
+    ------
+    TargetError
+        When it runs for a target without NVFP4 kernels.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="nvfp4_tvm.pipeline")
+    def run(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        chosen = Target(target) if isinstance(target, str) else target or Target.current(allow_none=False)
+        with chosen:
+            return tvm.transform.Sequential([*weight_passes(), *target_passes(chosen)])(mod)
+
+    return run
