@@ -68,12 +68,23 @@ def te_matmul(
     bias: te.Tensor | None,
     N: int,
     out_dtype: str,
+    pad_M: int = 1,
 ) -> te.Tensor:
-    """Return the block computation of the matmul for x [M, K]: what every schedule must compute."""
+    """Return the block computation of the matmul for x [M, K]: what every schedule must compute.
+
+    With ``pad_M`` > 1 the products are computed for M rounded up to a multiple of it, from rows of zeros.
+    """
     M, K = x.shape[0], int(x.shape[1])
     k = te.reduce_axis((0, K), "k")
+    rows = M
+    if pad_M > 1:
+        rows, unpadded = (M + pad_M - 1) // pad_M * pad_M, x
+        zero = tirx.const(0, str(x.dtype))
+        x = te.compute(
+            (rows, K), lambda m, k: tirx.if_then_else(m < M, unpadded[m, k], zero), name="x_padded"
+        )
     products = te.compute(
-        (M, N),
+        (rows, N),
         lambda m, n: te.sum(x[m, k].astype("float32") * packed_weight(words, scales, n, k), axis=k),
         name="matmul",
     )
