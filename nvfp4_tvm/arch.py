@@ -76,7 +76,7 @@ class Arch:
         ``sm_XY``: the name used in targets, databases and messages.
     compile_arch : str
         Architecture a kernel is compiled for when it uses every instruction listed here. ``sm_90a`` for
-        sm_90: ``wgmma`` is in the architecture-specific feature set only (PTX ISA, directive ``.target``), and
+        sm_90: ``wgmma`` is in the architecture-specific set only (PTX ISA, directive ``.target``), and
         such code runs on compute capability 9.0 and no other. Kernels without it use ``name`` instead, whose
         PTX later GPUs can translate.
     shared_per_block : int
@@ -241,7 +241,7 @@ _ARCHS = (
         cards=(
             Card("H100 PCIe", 114, 50 * MIB, 2000e9, "H100 datasheet; H100 whitepaper"),
             Card("H100 SXM", 132, 50 * MIB, 3350e9, "H100 datasheet; H100 whitepaper"),
-            Card("H200 SXM", 132, 50 * MIB, 4800e9, "H200 datasheet"),
+            Card("H200 SXM", 132, 60 * MIB, 4800e9, "H200 datasheet; L2 as its driver reports it"),
         ),
     ),
 )
