@@ -64,7 +64,7 @@ Method = Literal["amax", "four_over_six"]
 Arithmetic = Literal["modelopt", "compressed-tensors"]
 
 # Elements per step: its float32 temporaries stay in a core's cache (1.4x faster than steps of 1 Mi elements).
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 _MAX_THREADS = 8
 # Integers that order like the magnitudes of the floats: (view, mask of the magnitude, bits of infinity).
 _MAGNITUDE_BITS = {
@@ -126,21 +126,34 @@ def encode_e2m1(x: ArrayLike) -> np.ndarray:
     return _encode_e2m1(x)
 
 
+# Between codes c and c + 1 lies a midpoint; at it, an odd c moves up (to the even c + 1) and an even c stays.
+# The last number is twice the distance between the two values.
+_MIDPOINTS = (
+    (0.25, np.greater, 1),
+    (0.75, np.greater_equal, 1),
+    (1.25, np.greater, 1),
+    (1.75, np.greater_equal, 1),
+    (2.5, np.greater, 2),
+    (3.5, np.greater_equal, 2),
+    (5.0, np.greater, 4),
+)
+
+
 def _encode_e2m1(x: np.ndarray) -> np.ndarray:
-    # Between codes c and c+1 lies a midpoint; at it, an odd c moves up (to the even c+1) and an even c stays.
     a = np.abs(x)
-    codes = np.greater(a, 0.25).view(np.uint8)
-    for midpoint, compare in (
-        (0.75, np.greater_equal),
-        (1.25, np.greater),
-        (1.75, np.greater_equal),
-        (2.5, np.greater),
-        (3.5, np.greater_equal),
-        (5.0, np.greater),
-    ):
-        codes += compare(a, midpoint).view(np.uint8)
-    codes |= np.less(x, 0).view(np.uint8) << 3
+    codes = np.left_shift(np.less(x, 0).view(np.uint8), 3)
+    for midpoint, above, _ in _MIDPOINTS:
+        codes += above(a, midpoint).view(np.uint8)
     return codes
+
+
+def _round_e2m1(a: np.ndarray) -> np.ndarray:
+    """Round magnitudes to E2M1 values, as `_encode_e2m1` does; a sum of bytes is faster than a look-up."""
+    doubled = np.zeros(a.shape, np.uint8)
+    for midpoint, above, gap in _MIDPOINTS:
+        step = above(a, midpoint).view(np.uint8)
+        doubled += step if gap == 1 else step * np.uint8(gap)
+    return doubled * np.float32(0.5)
 
 
 def pack_codes(codes: np.ndarray) -> np.ndarray:
@@ -285,8 +298,9 @@ def global_scale_from_amax(
     # Below this, the products with small block scales lose bits, and the stored reciprocal overflows.
     if scale < np.finfo(np.float32).tiny:
         raise NVFP4Error(
-            f"{name}: found amax {largest:.3g}, expected at least {divisor * np.finfo(np.float32).tiny:.3g}: "
-            "the global scale would be no normal float32 number; rescale the tensor or exclude its layer"
+            f"{name}: found amax {largest:.3g}, expected at least "
+            f"{divisor * np.finfo(np.float32).tiny:.3g}: the global scale would be no normal float32 "
+            "number; rescale the tensor or exclude its layer"
         )
     # PyTorch computes number / tensor as reciprocal times number: the library stores two roundings.
     return scale if arithmetic == "modelopt" else np.float32(1) / largest * divisor
@@ -420,8 +434,8 @@ def quantize(
         raise ShapeError(f"{name}: found group size {group_size}, expected an even number")
     if weight.ndim != 2 or weight.shape[1] % group_size or weight.shape[1] == 0:
         raise ShapeError(
-            f"{name}: found shape {tuple(weight.shape)}, expected [N, K] with K a multiple of {group_size}: "
-            "exclude this layer from quantization"
+            f"{name}: found shape {tuple(weight.shape)}, expected [N, K] with K a multiple of "
+            f"{group_size}: exclude this layer from quantization"
         )
     if global_scale is not None and global_amax is not None:
         raise NVFP4Error(f"{name}: found both global_scale and global_amax, expected one of them")
@@ -481,8 +495,11 @@ def _block_scales(x: np.ndarray, rules: _ModelOpt | _CompressedTensors) -> np.nd
 
 def _squared_error(x: np.ndarray, step: np.ndarray) -> np.ndarray:
     # A zero step (the scale rounded to zero) reconstructs zeros, whatever the codes.
-    codes = _encode_e2m1(x / np.where(step == 0, np.float32(1), step))
-    error = (x - E2M1_VALUES[codes] * step) ** 2
+    magnitude = np.abs(x)
+    error = _round_e2m1(magnitude / np.where(step == 0, np.float32(1), step))
+    error *= step
+    error -= magnitude
+    error *= error
     while error.shape[0] % 2 == 0:
         half = error.shape[0] // 2
         error = error[:half] + error[half:]
@@ -548,8 +565,8 @@ def dequantize(
     N, K = codes.shape[0], codes.shape[1] * 2
     if K % group_size or scales.shape != (N, K // group_size):
         raise ShapeError(
-            f"dequantize: found scales of shape {scales.shape} for codes of shape {codes.shape}, "
-            f"expected [{N}, {K}/{group_size}]"
+            f"dequantize: found scales of shape {scales.shape} for codes of shape {codes.shape}, expected "
+            f"[{N}, {K}/{group_size}]"
         )
     if dtype not in _MAGNITUDE_BITS:
         raise ShapeError(f"dequantize: found dtype {dtype}, expected float64, float32, float16 or bfloat16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from nvfp4_tvm.checkpoint.base import KV_SCALES, PLAIN_FORMATS, Format, LayerInf
 from nvfp4_tvm.checkpoint.storage import SafetensorsFile, TensorInfo
 from nvfp4_tvm.errors import CheckpointError, ShapeError, UnsupportedFormatError
 from nvfp4_tvm.numerics import GROUP_SIZE
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -28,6 +31,8 @@ class Checkpoint:
 
     def __init__(self, path: Path, config: dict[str, Any], form: Format, owner: dict[str, SafetensorsFile]):
         self.path, self.config, self._format, self._owner = path, config, form, owner
+        if any(name.rpartition(".")[2] in KV_SCALES for name in owner):
+            _log.warning("%s: its KV-cache scales are ignored: the cache is kept in 16 bits", path)
 
     @property
     def format(self) -> str:

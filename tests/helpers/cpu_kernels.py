@@ -4,10 +4,11 @@ from functools import cache
 
 import numpy as np
 import tvm
+from tvm.target import Target
+
 from nvfp4_tvm import layout, numerics
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
 from nvfp4_tvm.target import resolve_target
-from tvm.target import Target
 
 #: Relative Frobenius error of the fp32 accumulation alone, and with the final rounding (rms, worst case).
 ACCUMULATION = 2e-6
@@ -23,17 +24,20 @@ def random_weight(
 ) -> layout.PackedWeight:
     """Every code, every finite non-negative scale byte, and one global scale per part of the rows."""
     codes = rng.integers(0, 256, (N, K // 2), np.uint8)
-    groups = N * K // 16
-    scales = np.resize(np.arange(127, dtype=np.uint8), groups)
+    # Byte 0 comes last, so that a small weight is not all zeros.
+    scales = np.resize(np.append(rng.permutation(np.arange(1, 127)), 0), N * K // 16).astype(np.uint8)
     parts = np.exp(rng.uniform(*np.log(scale), 3)).astype(np.float32)
     global_scale = parts[np.sort(rng.integers(0, 3, N))]
-    return layout.pack(codes, rng.permutation(scales).reshape(N, K // 16), global_scale)
+    return layout.pack(codes, scales.reshape(N, K // 16), global_scale)
 
 
-def random_activations(rng: np.random.Generator, M: int, K: int, dtype: str) -> np.ndarray:
-    """Normal numbers with outliers of size 1e4 in a few columns, as language models have them."""
+def random_activations(
+    rng: np.random.Generator, M: int, K: int, dtype: str, outliers: bool = True
+) -> np.ndarray:
+    """Normal numbers, with outliers of size 1e4 in a few columns as language models have them."""
     x = rng.standard_normal((M, K))
-    x[:, rng.integers(0, K, max(1, K // 64))] *= 1e4
+    if outliers:
+        x[:, rng.integers(0, K, max(1, K // 64))] *= 1e4
     return x.astype(dtype)
 
 
@@ -61,13 +65,18 @@ def run(
     return out.numpy()
 
 
-def check(rule: KernelRule, problem: MatmulProblem, M: int, seed: int, target: str = "") -> None:
-    """Run ``problem`` on fresh random numbers and compare with float64."""
+def check(
+    rule: KernelRule, problem: MatmulProblem, M: int, seed: int, target: str = "", outliers: bool = True
+) -> None:
+    """Run ``problem`` on random numbers and compare with float64.
+
+    With outliers few elements make up most of the norm, so only the worst case bounds the final rounding.
+    """
     rng = np.random.default_rng(seed)
     # float16 ends at 65504: keep the results inside.
-    span = (1e-6, 1e-5) if problem.out_dtype == "float16" else (1e-6, 1e3)
+    span = (1e-6, 1e-5) if "float16" in (problem.x_dtype, problem.out_dtype) else (1e-6, 1e3)
     weight = random_weight(rng, problem.N, problem.K, span)
-    x = random_activations(rng, M, problem.K, problem.x_dtype)
+    x = random_activations(rng, M, problem.K, problem.x_dtype, outliers)
     gs = weight.global_scale[: problem.N].astype(np.float64)
     bias = (rng.standard_normal(problem.N) * gs * 1e4).astype(problem.x_dtype) if problem.bias else None
     got = run(compiled(rule, problem, target), x, weight, bias, problem.out_dtype).astype(np.float64)
@@ -77,6 +86,4 @@ def check(rule: KernelRule, problem: MatmulProblem, M: int, seed: int, target: s
     # Without the global scales, so that every row counts.
     error = np.linalg.norm((got - expected) / gs) / np.linalg.norm(expected / gs)
     typical, worst = ROUNDING[problem.out_dtype]
-    assert error <= ACCUMULATION + (typical if got.size >= 1000 else worst), (
-        f"{problem}, M = {M}: {error:.3e}"
-    )
+    assert error <= ACCUMULATION + (worst if outliers else typical), f"{problem}, M = {M}: {error:.3e}"

@@ -74,7 +74,7 @@ def test_only_the_kv_cache_is_quantized(tmp_path):
     assert not any(checkpoint.is_quantized(m) for m in checkpoint.module_names())
 
 
-def test_companions_are_tolerated(tmp_path):
+def test_companions_are_tolerated(tmp_path, caplog):
     import numpy as np
 
     tensors = rc.tensors("modelopt")
@@ -82,3 +82,4 @@ def test_companions_are_tolerated(tmp_path):
         tensors[f"{UP}.{suffix}"] = rc.raw(np.float32(0.5))
     tensors["model.layers.0.self_attn.k_scale"] = rc.raw(np.float32(0.5))
     accepted(rc.write(tmp_path, "modelopt", tensors))
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "KV-cache scales" in caplog.text

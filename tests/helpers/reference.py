@@ -1,0 +1,53 @@
+"""What a checkpoint computes, by transformers in float32 on exactly dequantized weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from nvfp4_tvm.checkpoint import open_checkpoint
+
+
+def reference_model(folder):
+    """Return the transformers model of a checkpoint, its NVFP4 weights dequantized exactly, in float32."""
+    checkpoint = open_checkpoint(folder)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    config.pop("quantization_config", None)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config), dtype=torch.float32
+    ).eval()
+    state = {}
+    for module in checkpoint.module_names():
+        if checkpoint.is_quantized(module):
+            state[f"{module}.weight"] = torch.from_numpy(checkpoint.nvfp4(module).dequantize(np.float32))
+    for name in set(checkpoint.names()) & set(model.state_dict()) - set(state):
+        state[name] = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    assert set(missing) <= tied and not unexpected, (missing, unexpected)
+    if tied:
+        model.tie_weights()
+    return model
+
+
+def reference_logits(model, token_ids):
+    """Return float32 [len, vocab]."""
+    with torch.no_grad():
+        return model(torch.tensor([list(token_ids)])).logits[0].float().numpy()
+
+
+def reference_steps(model, prompt, steps):
+    """Decode greedily: the tokens, and float32 [steps, vocab], the logits each was chosen from."""
+    tokens, logits = list(prompt), []
+    for _ in range(steps):
+        logits.append(reference_logits(model, tokens)[-1])
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(prompt) :], np.stack(logits)
+
+
+def cosine(a, b):
+    """Cosine of each row of ``a`` with that of ``b``, in float64."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
