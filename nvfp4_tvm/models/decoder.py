@@ -17,14 +17,14 @@ from functools import partial
 from typing import Any
 
 import tvm
-from tvm import relax, te, tirx
+from tvm import te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 from tvm.target import Target
 
 from nvfp4_tvm.errors import NVFP4Error
-from nvfp4_tvm.models import rope
+from nvfp4_tvm.models import kv_cache
 from nvfp4_tvm.models.config import DecoderConfig
 from nvfp4_tvm.models.linear import embedding, fused, linear
 from nvfp4_tvm.models.structure import (
@@ -38,8 +38,6 @@ from nvfp4_tvm.models.structure import (
 
 #: Dtypes of activations, plain weights and the KV cache.
 DTYPES = ("float32", "float16", "bfloat16")
-#: Tokens in a page of the KV cache: TVM's attention kernels are written for 16.
-PAGE_SIZE = 16
 #: Functions whose weights are arguments.
 MODEL_FUNCTIONS = ("prefill", "score", "decode")
 
@@ -186,33 +184,16 @@ class Decoder(nn.Module):
         page_size: tirx.Var,
         support_sliding_window: tirx.Var,
     ) -> PagedKVCache:
-        """Create a KV cache; ``page_size`` must be :data:`PAGE_SIZE`."""
-        config = self.config
-        return TIRPagedKVCache(
-            attn_kind="mha",
-            max_batch_size=max_batch_size,
-            max_total_seq_len=max_total_seq_len,
-            prefill_chunk_size=prefill_chunk_size,
-            page_size=page_size,
-            support_sliding_window=support_sliding_window,
-            layer_partition=relax.ShapeExpr([0, config.num_hidden_layers]),
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            qk_head_dim=config.head_dim,
-            v_head_dim=config.head_dim,
-            mla_original_qk_head_dim=0,
-            mla_original_v_head_dim=0,
-            rope_mode=RopeMode.NORMAL,
-            # scale and theta serve TVM's own rotary functions only; ours reads the table
-            rope_scale=1,
-            rope_theta=rope.DEFAULT_THETA,
-            rope_scaling={},
-            rope_ext_factors=relax.const(config.rope.table, "float32"),
-            rotary_dim=config.head_dim,
-            enable_disaggregation=False,
-            dtype=self.dtype,
-            target=self.target,
+        """Create a KV cache; see :func:`nvfp4_tvm.models.kv_cache.create`."""
+        return kv_cache.create(
+            self.config,
+            self.dtype,
+            self.target,
+            max_batch_size,
+            max_total_seq_len,
+            prefill_chunk_size,
+            page_size,
+            support_sliding_window,
         )
 
 
@@ -268,12 +249,6 @@ def export(
         },
     }
     mod, named = model.export_tvm(spec=spec)
-    mod = rope.install(
-        mod,
-        rope.split_rotary(
-            config.rope, config.num_attention_heads, config.num_key_value_heads, config.head_dim, dtype
-        ),
-    )
     bounds = {
         name: bound
         for name, bound in (("seq_len", prefill_chunk_size), ("batch_size", max_batch_size))

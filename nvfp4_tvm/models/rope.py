@@ -3,7 +3,7 @@
 TVM's own RoPE evaluates the frequencies symbolically, and its YaRN differs from transformers (no attention
 factor, a ramp over the wrong dimensions, bounds not rounded). Here they are computed once, in float32 as
 transformers does, and reach the compiled function as a constant table: the paged KV cache passes its
-"extension factors" through to the function that splits Q, K, V, and :func:`install` puts ours in its place.
+"extension factors" through to the function that splits and rotates Q, K, V, :func:`split_rotary`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
-from tvm import relax, tirx
+from tvm import tirx
 from tvm.script import tirx as T
 
 from nvfp4_tvm.errors import NVFP4Error
@@ -24,10 +23,6 @@ from nvfp4_tvm.models.values import number, positive_integer
 #: transformers' default when a config names no ``rope_theta`` (``RotaryEmbeddingConfigMixin.default_theta``).
 DEFAULT_THETA = 10000.0
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-#: The name under which TIRPagedKVCache adds its function that splits a fused QKV and rotates Q and K.
-TVM_SPLIT_ROTARY = "fused_rope"
-#: The name of ours.
-SPLIT_ROTARY = "split_rotary"
 
 
 @dataclass(frozen=True)
@@ -209,31 +204,3 @@ def split_rotary(
                     v[s, h - (num_heads + num_kv_heads), d] = qkv[s, h, d]
 
     return rotary
-
-
-@relax.expr_functor.mutator
-class _Replace(relax.PyExprMutator):
-    """Replaces one global variable by another."""
-
-    def __init__(self, old: relax.GlobalVar, new: relax.GlobalVar):
-        super().__init__()
-        self.old, self.new = old, new
-
-    def visit_global_var_(self, op: relax.GlobalVar) -> relax.GlobalVar:
-        """Visit a global variable."""
-        return self.new if op.same_as(self.old) else op
-
-
-def install(mod: tvm.IRModule, function: tirx.PrimFunc) -> tvm.IRModule:
-    """Return the module with ``function`` in the place of the KV cache's own split-and-rotate function."""
-    old = mod.get_global_var(TVM_SPLIT_ROTARY)
-    mod[SPLIT_ROTARY] = function.with_attr("global_symbol", SPLIT_ROTARY)
-    new = mod.get_global_var(SPLIT_ROTARY)
-    relax.expr._update_type(new, function.ty)
-    replace = _Replace(old, new)
-    functions = {
-        var: replace.visit_expr(body) if isinstance(body, relax.Function) else body
-        for var, body in mod.functions_items()
-        if not var.same_as(old)
-    }
-    return tvm.IRModule(functions, attrs=mod.attrs)

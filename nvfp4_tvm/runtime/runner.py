@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.runtime import ShapeTuple
 
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
-from nvfp4_tvm.models.decoder import PAGE_SIZE
+from nvfp4_tvm.models.kv_cache import PAGE_SIZE
 from nvfp4_tvm.models.values import positive_integer
 from nvfp4_tvm.runtime.sampling import Sampling
 
