@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Op, _ffi_api, make_node, register_op_attr
 
+from nvfp4_tvm import errors
 from nvfp4_tvm.errors import ShapeError
+
+# Operators and passes run inside TVM's C++: registered, an error comes out as itself, not as a RuntimeError.
+for _error in vars(errors).values():
+    if isinstance(_error, type) and issubclass(_error, errors.NVFP4Error):
+        tvm_ffi.register_error(_error.__name__, _error)
 
 
 def register(
