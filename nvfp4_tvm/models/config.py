@@ -75,15 +75,15 @@ class DecoderConfig:
     num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim : int
         ``num_attention_heads`` is a multiple of ``num_key_value_heads``.
     max_position_embeddings : int
-        Longest context in tokens.
+        Longest context in tokens. That of the model or, if shorter, its sliding window: within the window
+        attention is the same without one, and TVM 0.27 applies windows between chunks of a prompt but not
+        inside one.
     rms_norm_eps : float
         Added to the mean square.
     rope : Rope
         Rotary embedding.
     tie_word_embeddings, qkv_bias, o_bias, mlp_bias, qk_norm : bool
         Parts present or not.
-    sliding_window : int or None
-        Tokens that a query sees in some layer, itself included; None if all layers see the whole context.
     bos_token_id : int or None
         The token that starts a text, if the config names one.
     eos_token_ids : tuple of int
@@ -106,7 +106,6 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -150,6 +149,9 @@ class DecoderConfig:
         if head_dim % 2:
             raise NVFP4Error(f"config: head_dim is {head_dim}, expected an even number for rotary embeddings")
         context = positive_integer(config, "max_position_embeddings")
+        window = _sliding_window(config, architecture, layers, context)
+        if window is not None:
+            _LOG.warning("sliding_window: context limited to %d tokens of the model's %d", window, context)
         bos = token_ids(config, "bos_token_id")
 
         def flag(value: bool | str) -> bool:
@@ -164,7 +166,7 @@ class DecoderConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            max_position_embeddings=context,
+            max_position_embeddings=context if window is None else window,
             rms_norm_eps=number(config, "rms_norm_eps", 1e-6, above=0.0),
             rope=Rope.from_hf(config, head_dim, context),
             tie_word_embeddings=boolean(config, "tie_word_embeddings", False),
@@ -172,33 +174,9 @@ class DecoderConfig:
             o_bias=flag(architecture.o_bias),
             mlp_bias=flag(architecture.mlp_bias),
             qk_norm=architecture.qk_norm,
-            sliding_window=_sliding_window(config, architecture, layers, context),
             bos_token_id=bos[0] if bos else None,
             eos_token_ids=token_ids(config, "eos_token_id"),
         )
-
-    def context_length(self, requested: int | None = None) -> int:
-        """Return the context to compile for: ``requested``, or the longest that is exact.
-
-        A context within the sliding window needs no window; TVM 0.27 applies windows between chunks of a
-        prompt but not inside one, so a longer context would be wrong.
-
-        Raises
-        ------
-        NVFP4Error
-            If the request is not positive or exceeds the model's context or its sliding window.
-        """
-        limit, what = self.max_position_embeddings, "max_position_embeddings"
-        if self.sliding_window is not None and self.sliding_window < limit:
-            limit, what = (
-                self.sliding_window,
-                "sliding_window (longer is not supported)",
-            )
-            if requested is None:
-                _LOG.warning("context length limited to %d, the model's sliding_window", limit)
-        if requested is not None and not 0 < requested <= limit:
-            raise NVFP4Error(f"context length is {requested}, expected 1..{limit}, the model's {what}")
-        return limit if requested is None else requested
 
 
 def _sliding_window(
