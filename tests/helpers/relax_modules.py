@@ -69,7 +69,8 @@ def assert_rounded_once(found, x, weight, bias=None):
     x, w = np.asarray(x, np.float64), weight.exact()
     b = 0.0 if bias is None else np.asarray(bias, np.float64)
     expected = x @ w.T + b
-    accumulation = 2.0**-20 * (np.abs(x) @ np.abs(w).T + np.abs(b))
+    # Roundings of a sum of K terms are independent: four standard deviations of their random walk.
+    accumulation = 4 * np.sqrt(x.shape[-1]) * 2.0**-24 * (np.abs(x) @ np.abs(w).T + np.abs(b))
     bound = HALF_ULP[str(found.dtype)] * np.abs(expected) * (1 + 2.0**-7) + accumulation
     if found.dtype == np.float16:
         bound += 2.0**-25  # half the smallest subnormal

@@ -1,0 +1,56 @@
+import logging
+
+import pytest
+
+from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange, first_match
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (5, 4), (-1, None)])
+def test_bad_ranges_are_refused(low, high):
+    with pytest.raises(ShapeError, match="expected 1 <= low <= high"):
+        MRange(low, high)
+
+
+def test_range():
+    assert MRange(3, 3).static == 3 and MRange(3).static is None
+    assert 3 in MRange(3) and 10**9 in MRange(3) and 2 not in MRange(3) and 9 not in MRange(1, 8)
+    assert [str(r) for r in (MRange(1, 1), MRange(2, 8), MRange(9))] == ["1", "2..8", "9.."]
+
+
+def test_static_m_of_a_problem():
+    assert MatmulProblem(8, 16, MRange(1, 1)).static_M == 1
+    assert MatmulProblem(8, 16, MRange(1, 1), dynamic=True).static_M is None
+    assert MatmulProblem(8, 16).static_M is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"N": 8, "K": 24}, "K must be a positive multiple of 16"),
+        ({"N": 8, "K": 16, "x_dtype": "int8"}, "x_dtype is int8"),
+        ({"N": 8, "K": 16, "out_dtype": "float64"}, "out_dtype is float64"),
+    ],
+)
+def test_bad_problems_are_refused(arguments, match):
+    with pytest.raises(ShapeError, match=match):
+        MatmulProblem(**arguments)
+
+
+class _Rule(KernelRule):
+    def __init__(self, name, result):
+        self.name, self.result, self.asked = name, result, 0
+
+    def apply(self, problem, target):
+        self.asked += 1
+        return self.refuse(problem, "by choice") if self.result is None else self.result
+
+
+def test_first_match_wins(caplog):
+    kernel = object()
+    rules = [_Rule("a", None), _Rule("b", kernel), _Rule("c", object())]
+    with caplog.at_level(logging.DEBUG):
+        assert first_match(rules, MatmulProblem(8, 16), None) == (rules[1], kernel)
+    assert "a does not apply" in caplog.text and "by choice" in caplog.text
+    assert rules[2].asked == 0
+    assert first_match(rules[:1], MatmulProblem(8, 16), None) is None
