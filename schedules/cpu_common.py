@@ -29,7 +29,7 @@ def named(name: str, value: object) -> object:
 
 def load(buffer: Buffer, *index: Expr | int, lanes: int) -> Expr:
     """Load ``lanes`` elements that start at ``index``."""
-    return buffer[(*index[:-1], T.ramp(index[-1], 1, lanes))]
+    return buffer[(*index[:-1], T.ramp(index[-1], 1, lanes) if lanes > 1 else index[-1])]
 
 
 def store(buffer: Buffer, value: Expr, *index: Expr | int) -> None:
@@ -71,15 +71,22 @@ class Arguments:
         """128-blocks along K."""
         return layout.tiles(1, self.problem.K)[1]
 
-    def load_words(self, t: Expr, c: Expr, h: int, g: Expr | int, w: int, lanes: int) -> Expr:
-        """Load words w .. w + lanes - 1 of row (t, h, g) in 128-block c."""
-        row = ((t * self.blocks + c) * 2 + h) * 8 + g
-        return load(self.flat_words, row * ROW_WORDS + w, lanes=lanes)
+    def steps(self, lanes: int) -> int:
+        """Steps along K of ``lanes`` words, 8 * lanes codes, each."""
+        return self.blocks * (ROW_WORDS // lanes)
 
-    def load_scales(self, t: Expr, c: Expr, g: Expr | int) -> Expr:
-        """Load the scale bytes of rows (t, 0, g) and (t, 1, g) in 128-block c; see `scale_lanes`."""
-        word = (t * self.blocks + c) * layout.LANES + g * 4
-        return T.reinterpret("uint8x16", load(self.flat_scales, word, lanes=4))
+    def load_words(self, t: Expr, h: int, g: Expr | int, step: Expr, lanes: int) -> Expr:
+        """Load the words of row (t, h, g) in K step ``step``, of ``lanes`` words."""
+        per_block = ROW_WORDS // lanes
+        row = ((t * self.blocks + step // per_block) * 2 + h) * 8 + g
+        return load(self.flat_words, row * ROW_WORDS + step % per_block * lanes, lanes=lanes)
+
+    def load_scales(self, t: Expr, g: Expr | int, step: Expr, lanes: int) -> Expr:
+        """Load the scale bytes of rows (t, 0, g) and (t, 1, g) in a K step; `scale_lanes` orders them."""
+        per_block = ROW_WORDS // lanes
+        lane = g * 4 + step % per_block * (lanes // 4)
+        word = (t * self.blocks + step // per_block) * layout.LANES + lane
+        return T.reinterpret(f"uint8x{lanes}", load(self.flat_scales, word, lanes=lanes // 4))
 
     def write(self, m: Expr | int, n: Expr, total: Expr) -> None:
         """Write ``out[m, n]`` from the unscaled sum; rows of the padding are dropped."""
@@ -98,27 +105,33 @@ class Arguments:
 
 
 def transpose_activations(
-    args: Arguments, xt: Buffer, prefix: tuple[Expr, ...], c: Expr, first: Expr | int, rows: int, lanes: int
+    args: Arguments,
+    xt: Buffer,
+    prefix: tuple[Expr, ...],
+    step: Expr,
+    first: Expr | int,
+    rows: int,
+    lanes: int,
 ) -> None:
-    """Fill ``xt[*prefix, c, 8 * s + j, m, lane]``, ``m < rows``, with zeros outside of x.
+    """Fill ``xt[*prefix, step, j, m, lane]``, ``m < rows``, with zeros outside of x.
 
-    Its value is ``x[first + m, 128 * c + 8 * (s * lanes + lane) + j]`` in float32.
+    Its value is ``x[first + m, 8 * (step * lanes + lane) + j]`` in float32.
     """
     K = args.problem.K
-    with T.grid(ROW_WORDS // lanes, layout.CODES_PER_WORD, rows, lanes) as (s, j, m, lane):
-        k = c * layout.TILE_K + (s * lanes + lane) * layout.CODES_PER_WORD + j
+    with T.grid(layout.CODES_PER_WORD, rows, lanes) as (j, m, lane):
+        k = (step * lanes + lane) * layout.CODES_PER_WORD + j
         value = T.cast(args.x[first + m, k], "float32")
         if rows != args.problem.M.static:
             value = T.if_then_else(first + m < args.M, value, T.float32(0))
         if K % layout.TILE_K:
             value = T.if_then_else(k < K, value, T.float32(0))
-        T.buffer_store(xt, value, [*prefix, c, s * layout.CODES_PER_WORD + j, m, lane])
+        T.buffer_store(xt, value, [*prefix, step, j, m, lane])
 
 
-def scale_lanes(h: int, w: int, lanes: int) -> list[int]:
-    """Return which byte of `Arguments.load_scales` belongs to each word w .. w + lanes - 1 of half h."""
+def scale_lanes(h: int, lanes: int) -> list[int]:
+    """Return which byte of `Arguments.load_scales` belongs to each word of half h, the same in every step."""
     result = []
-    for word in range(w, w + lanes):
+    for word in range(lanes):
         group = word * layout.CODES_PER_WORD // layout.GROUP_SIZE
         _, _, lane, byte = layout.scale_index(8 * h, group)
         result.append(4 * lane + byte)

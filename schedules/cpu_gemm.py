@@ -14,7 +14,6 @@ from tvm.tirx.script.builder import ir as T
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import (
-    ROW_WORDS,
     Arguments,
     horizontal_sum,
     kernel,
@@ -31,8 +30,8 @@ from nvfp4_tvm.schedules.intrin.cpu_decode import Decoder, decoder_for
 CHUNK_M = 96
 #: Weight rows of a register tile: rows g, g + 1 of both halves.
 TILE_ROWS = 4
-#: 128-blocks of K decoded at once: 16 rows * 256 * 4 bytes = 16 KiB.
-BLOCKS = 2
+#: Codes along K decoded at once: 16 rows * 256 * 4 bytes = 16 KiB.
+PIECE_K = 256
 
 
 class CPUGemm(KernelRule):
@@ -49,19 +48,20 @@ class CPUGemm(KernelRule):
 
 
 def _body(args: Arguments, decoder: Decoder) -> None:
-    # Register tile TILE_ROWS x tile_m of accumulators, one column of weights and one activation besides.
+    # A register tile holds TILE_ROWS x tile_m accumulators, TILE_ROWS weights and one activation.
     tile_m = 6 if decoder.registers >= 32 else 2
     chunk = CHUNK_M
     if args.problem.M.high is not None:
         chunk = min(chunk, -(-args.problem.M.high // tile_m) * tile_m)
     lanes = decoder.lanes
-    xt_shape = (chunk // tile_m, args.blocks, layout.TILE_K // lanes, tile_m, lanes)
+    steps = args.steps(lanes)
+    xt_shape = (chunk // tile_m, steps, layout.CODES_PER_WORD, tile_m, lanes)
     xt = named("xt", T.alloc_buffer(xt_shape, "float32"))
     with T.serial((args.M + (chunk - 1)) // chunk) as chunk_index:
         first = T.Bind(chunk_index * chunk)
         tiles_m = T.Bind((T.min(args.M - first, chunk) + (tile_m - 1)) // tile_m)
-        with T.parallel(args.blocks) as c, T.serial(tiles_m) as mb:
-            transpose_activations(args, xt, (mb,), c, first + mb * tile_m, tile_m, lanes)
+        with T.parallel(steps) as step, T.serial(tiles_m) as mb:
+            transpose_activations(args, xt, (mb,), step, first + mb * tile_m, tile_m, lanes)
         with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t:
             _tile(args, decoder, t, first, tiles_m, xt)
 
@@ -69,28 +69,29 @@ def _body(args: Arguments, decoder: Decoder) -> None:
 def _tile(args: Arguments, decoder: Decoder, t: Expr, first: Expr, tiles_m: Expr, xt: Buffer) -> None:
     """Compute 16 columns of ``out`` for the rows of one chunk."""
     lanes = decoder.lanes
-    max_tiles, _, block_steps, tile_m, _ = (int(extent) for extent in xt.shape)
+    max_tiles, steps, codes, tile_m, _ = (int(extent) for extent in xt.shape)
+    piece_steps = PIECE_K // (codes * lanes)
     groups = layout.TILE_N // TILE_ROWS
     sums = named("sums", T.alloc_buffer((max_tiles, groups, TILE_ROWS, tile_m, lanes), "float32"))
-    weights = named("weights", T.alloc_buffer((groups, BLOCKS * block_steps, TILE_ROWS, lanes), "float32"))
+    weights = named("weights", T.alloc_buffer((groups, piece_steps, codes, TILE_ROWS, lanes), "float32"))
     with T.grid(tiles_m, groups) as (mb, group):
         for r in range(TILE_ROWS):
             for m in range(tile_m):
                 store(sums, zeros(lanes), mb, group, r, m, 0)
-    with T.serial(-(-args.blocks // BLOCKS)) as piece:
-        blocks = T.Bind(T.min(BLOCKS, args.blocks - piece * BLOCKS))
-        with T.grid(groups, blocks) as (group, b):
-            _decode(args, decoder, t, piece * BLOCKS + b, group, weights, b * block_steps)
+    with T.serial(-(-steps // piece_steps)) as piece:
+        start = piece * piece_steps
+        count = T.Bind(T.min(piece_steps, steps - start))
+        with T.grid(groups, count) as (group, s):
+            _decode(args, decoder, t, start, s, group, weights)
         with T.grid(tiles_m, groups) as (mb, group):
             registers = [named("acc", T.alloc_buffer((tile_m, lanes), "float32")) for _ in range(TILE_ROWS)]
             for r, acc in enumerate(registers):
                 for m in range(tile_m):
                     store(acc, load(sums, mb, group, r, m, 0, lanes=lanes), m, 0)
-            with T.grid(blocks, block_steps) as (b, step):
-                at = b * block_steps + step
-                w = [T.Bind(load(weights, group, at, r, 0, lanes=lanes)) for r in range(TILE_ROWS)]
+            with T.grid(count, codes) as (s, j):
+                w = [T.Bind(load(weights, group, s, j, r, 0, lanes=lanes)) for r in range(TILE_ROWS)]
                 for m in range(tile_m):
-                    x = T.Bind(load(xt, mb, piece * BLOCKS + b, step, m, 0, lanes=lanes))
+                    x = T.Bind(load(xt, mb, start + s, j, m, 0, lanes=lanes))
                     for r, acc in enumerate(registers):
                         store(acc, load(acc, m, 0, lanes=lanes) + w[r] * x, m, 0)
             for r, acc in enumerate(registers):
@@ -100,22 +101,20 @@ def _tile(args: Arguments, decoder: Decoder, t: Expr, first: Expr, tiles_m: Expr
         row = first + mb * tile_m + m
         with T.If(row < args.M), T.Then(), T.grid(groups, TILE_ROWS) as (group, r):
             total = horizontal_sum(T.Bind(load(sums, mb, group, r, m, 0, lanes=lanes)))
-            h, pair = r % 2, r // 2
-            args.write(row, t * layout.TILE_N + h * 8 + group * (TILE_ROWS // 2) + pair, total)
+            g = group * (TILE_ROWS // 2) + r // 2
+            args.write(row, t * layout.TILE_N + r % 2 * 8 + g, total)
 
 
 def _decode(
-    args: Arguments, decoder: Decoder, t: Expr, c: Expr, group: Expr, weights: Buffer, start: Expr
+    args: Arguments, decoder: Decoder, t: Expr, start: Expr, s: Expr, group: Expr, weights: Buffer
 ) -> None:
-    """Decode TILE_ROWS rows of 128-block c, scaled, to ``weights[group, start ..]``; row r is half r % 2."""
+    """Decode TILE_ROWS rows of step ``start + s``, scaled, to ``weights[group, s]``; row r has h = r % 2."""
     lanes = decoder.lanes
-    for pair in range(TILE_ROWS // 2):
-        g = group * (TILE_ROWS // 2) + pair
-        scales = T.Bind(decoder.e4m3(args.load_scales(t, c, g)))
-        for h in range(2):
-            for s in range(ROW_WORDS // lanes):
-                words = T.Bind(args.load_words(t, c, h, g, s * lanes, lanes))
-                factor = T.Bind(T.Shuffle([scales], scale_lanes(h, s * lanes, lanes)))
-                for j in range(layout.CODES_PER_WORD):
-                    step = start + s * layout.CODES_PER_WORD + j
-                    store(weights, decoder.e2m1(words, j) * factor, group, step, pair * 2 + h, 0)
+    for r in range(TILE_ROWS):
+        h, g = r % 2, group * (TILE_ROWS // 2) + r // 2
+        if h == 0:
+            scales = T.Bind(decoder.e4m3(args.load_scales(t, g, start + s, lanes)))
+        words = T.Bind(args.load_words(t, h, g, start + s, lanes))
+        factor = T.Bind(T.Shuffle([scales], scale_lanes(h, lanes)))
+        for j in range(layout.CODES_PER_WORD):
+            store(weights, decoder.e2m1(words, j) * factor, group, s, j, r, 0)

@@ -14,7 +14,6 @@ from tvm.tirx.script.builder import ir as T
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import (
-    ROW_WORDS,
     Arguments,
     horizontal_sum,
     kernel,
@@ -49,20 +48,20 @@ class CPUGemv(KernelRule):
 
 def _body(args: Arguments, decoder: Decoder, rows: int) -> None:
     lanes = decoder.lanes
-    shape = (args.blocks, layout.TILE_K // lanes, rows, lanes)
-    xt = named("xt", T.alloc_buffer(shape, "float32"))
-    with T.serial(args.blocks) as c:
-        transpose_activations(args, xt, (), c, 0, rows, lanes)
-    # Rows (h, g + i) of one step share the loads of activations and, in pairs of h, those of scales.
+    steps = args.steps(lanes)
+    xt = named("xt", T.alloc_buffer((steps, layout.CODES_PER_WORD, rows, lanes), "float32"))
+    with T.serial(steps) as step:
+        transpose_activations(args, xt, (), step, 0, rows, lanes)
+    # The rows of one pass share the loads of activations and, in pairs of h, those of scales.
     pairs = 2 if rows <= 2 and decoder.registers >= 32 else 1
-    with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t, T.serial(8 // pairs) as step:
-        members = [(h, step * pairs + i) for i in range(pairs) for h in range(2)]
+    with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t, T.serial(8 // pairs) as part:
+        members = [(h, part * pairs + i) for i in range(pairs) for h in range(2)]
         sums = [named("acc", T.alloc_buffer((rows, lanes), "float32")) for _ in members]
         for acc in sums:
             for m in range(rows):
                 store(acc, zeros(lanes), m, 0)
-        with T.serial(args.blocks) as c:
-            _block(args, decoder, rows, t, c, members, sums, xt)
+        with T.serial(steps) as step:
+            _step(args, decoder, t, step, members, sums, xt)
         for (h, g), acc in zip(members, sums, strict=True):
             for m in range(rows):
                 total = horizontal_sum(T.Bind(load(acc, m, 0, lanes=lanes)))
@@ -74,40 +73,37 @@ def _body(args: Arguments, decoder: Decoder, rows: int) -> None:
                         args.write(m, n, total)
 
 
-def _block(
+def _step(
     args: Arguments,
     decoder: Decoder,
-    rows: int,
     t: Expr,
-    c: Expr,
+    step: Expr,
     members: list[tuple[int, Expr]],
     sums: list[Buffer],
     xt: Buffer,
 ) -> None:
-    """Add one 128-block of K to the sums of the member rows."""
+    """Add one step of K, ``lanes`` words of every member row, to the sums."""
     lanes = decoder.lanes
-    scales = [T.Bind(decoder.e4m3(args.load_scales(t, c, g))) for _, g in members[::2]]
-    for s in range(ROW_WORDS // lanes):
-        words, factors, partial = [], [], []
-        for i, (h, g) in enumerate(members):
-            words.append(T.Bind(args.load_words(t, c, h, g, s * lanes, lanes)))
-            factors.append(T.Bind(T.Shuffle([scales[i // 2]], scale_lanes(h, s * lanes, lanes))))
-            partial.append([load(sums[i], m, 0, lanes=lanes) for m in range(rows)])
-        scale_weights = rows >= SCALE_WEIGHTS_FROM
-        for j in range(layout.CODES_PER_WORD):
-            x = [T.Bind(load(xt, c, s * layout.CODES_PER_WORD + j, m, 0, lanes=lanes)) for m in range(rows)]
-            for i in range(len(members)):
-                weight = T.Bind(decoder.e2m1(words[i], j))
-                if scale_weights:
-                    weight = T.Bind(weight * factors[i])
-                for m in range(rows):
-                    if j == 0 and not scale_weights:
-                        partial[i][m] = T.Bind(weight * x[m])
-                    else:
-                        partial[i][m] = T.Bind(partial[i][m] + weight * x[m])
+    rows = int(xt.shape[2])
+    scale_weights = rows >= SCALE_WEIGHTS_FROM
+    words, factors, partial = [], [], []
+    for i, (h, g) in enumerate(members):
+        if h == 0:
+            scales = T.Bind(decoder.e4m3(args.load_scales(t, g, step, lanes)))
+        words.append(T.Bind(args.load_words(t, h, g, step, lanes)))
+        factors.append(T.Bind(T.Shuffle([scales], scale_lanes(h, lanes))))
+        partial.append([load(sums[i], m, 0, lanes=lanes) for m in range(rows)])
+    for j in range(layout.CODES_PER_WORD):
+        x = [T.Bind(load(xt, step, j, m, 0, lanes=lanes)) for m in range(rows)]
         for i in range(len(members)):
+            weight = decoder.e2m1(words[i], j)
+            weight = T.Bind(weight * factors[i] if scale_weights else weight)
             for m in range(rows):
-                value = partial[i][m]
-                if not scale_weights:
-                    value = load(sums[i], m, 0, lanes=lanes) + value * factors[i]
-                store(sums[i], value, m, 0)
+                product = weight * x[m]
+                partial[i][m] = T.Bind(partial[i][m] + product if j or scale_weights else product)
+    for i, acc in enumerate(sums):
+        for m in range(rows):
+            value = partial[i][m]
+            if not scale_weights:
+                value = load(acc, m, 0, lanes=lanes) + value * factors[i]
+            store(acc, value, m, 0)

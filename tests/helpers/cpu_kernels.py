@@ -78,7 +78,7 @@ def check(
     weight = random_weight(rng, problem.N, problem.K, span)
     x = random_activations(rng, M, problem.K, problem.x_dtype, outliers)
     gs = weight.global_scale[: problem.N].astype(np.float64)
-    bias = (rng.standard_normal(problem.N) * gs * 1e4).astype(problem.x_dtype) if problem.bias else None
+    bias = (rng.standard_normal(problem.N) * gs * 1e3).astype(problem.x_dtype) if problem.bias else None
     got = run(compiled(rule, problem, target), x, weight, bias, problem.out_dtype).astype(np.float64)
     expected = x.astype(np.float64) @ exact(weight).T * gs
     if bias is not None:
