@@ -1,0 +1,90 @@
+"""``nvfp4-tvm compile``: a checkpoint to a folder that ``generate`` and `nvfp4_tvm.load` run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nvfp4_tvm.cli.output import (
+    Json,
+    Verbose,
+    folder_bytes,
+    human_bytes,
+    print_json,
+    progress,
+    stdout_console,
+)
+
+
+class Dtype(str, Enum):
+    """Values of ``--dtype``."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+def compile_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="llvm (this CPU), cuda:sm_80, cuda:sm_86, cuda:sm_89, cuda:sm_90, or auto: this machine's "
+            "GPU, else its CPU.",
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="Of activations and unquantized weights; float32 by default for llvm, else the checkpoint's."
+        ),
+    ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Longest text; by default the model's, at most 8192."),
+    ] = None,
+    prefill_chunk_size: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Tokens of a prompt processed at once; 2048 by default."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output if it is a compiled folder.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compile an NVFP4 (or unquantized) checkpoint into a library with packed parameters."""
+    from nvfp4_tvm.compiler import compile
+
+    start = time.perf_counter()
+    with progress(quiet=json) as report:
+        model = compile(
+            checkpoint,
+            output,
+            target=target,
+            dtype=None if dtype is None else dtype.value,
+            context_length=context_length,
+            prefill_chunk_size=prefill_chunk_size,
+            force=force,
+            progress=report,
+        )
+    seconds = time.perf_counter() - start
+    size = folder_bytes(model.path)
+    manifest = model.manifest
+    if json:
+        print_json({"path": model.path, "seconds": seconds, "bytes": size, "manifest": asdict(manifest)})
+        return
+    stdout_console().print(
+        f"compiled {manifest.model_type} with {manifest.quantized_layers} NVFP4 layers for {manifest.target} "
+        f"in {manifest.dtype}, context {manifest.context_length}, in {seconds:.1f} s: {model.path} "
+        f"({human_bytes(size)})",
+        markup=False,
+        soft_wrap=True,
+    )
