@@ -24,6 +24,7 @@ import tvm
 from nvfp4_tvm import __version__, layout
 from nvfp4_tvm._pins import TVM_VERSION
 from nvfp4_tvm.checkpoint.storage import open_shards, read_json
+from nvfp4_tvm.codegen import load_cuda_runtime
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
 from nvfp4_tvm.runtime.runner import Runner
 
@@ -152,6 +153,8 @@ def device_of(manifest: Manifest) -> tvm.runtime.Device:
     LibraryError
         If it needs a GPU and there is none.
     """
+    if manifest.device_type == "cuda":
+        load_cuda_runtime()
     device = tvm.device(manifest.device_type, 0)
     if manifest.device_type != "cpu" and not device.exist:
         raise LibraryError(
