@@ -1,0 +1,101 @@
+"""Fill the marked tables of README.md and docs/ from the measurements in benchmarks/results.
+
+    python docs/make_tables.py            rewrite them
+    python docs/make_tables.py --check    fail if they differ from what the measurements say
+
+A marked table lies between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a key of `TABLES`.
+No figure of the documentation is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+_MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column is text and whose others are numbers."""
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def cpu_linear(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/cpu_linear.py`` wrote: median milliseconds a call."""
+    parts = []
+    for report in reports:
+        figures = report["figures"]
+        N, K = figures[0]["N"], figures[0]["K"]
+        Ms = sorted({figure["M"] for figure in figures})
+        median = {(f["contender"], f["M"], f["cold"]): f["median_ms"] for f in figures}
+        contenders = list(dict.fromkeys(figure["contender"] for figure in figures))
+        columns = ["", *(f"M={M}, {'cold' if cold else 'warm'}" for M in Ms for cold in (False, True))]
+        rows = [
+            [name, *(f"{median[name, M, cold]:.2f}" for M in Ms for cold in (False, True))]
+            for name in contenders
+        ]
+        parts.append(
+            f"{report['device']}, {report['threads']} threads, {report['date'][:10]}, torch "
+            f"{report['versions']['torch']}: a linear layer with N={N}, K={K}, median milliseconds a call. "
+            "Warm calls use one weight again and again, cold ones rotate over copies beyond any cache.\n\n"
+            + markdown_table(columns, rows)
+        )
+    return "\n".join(parts)
+
+
+#: Name of a table: pattern of its results, and what turns them into Markdown.
+TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
+    "cpu_linear": ("cpu_linear_*.json", cpu_linear),
+}
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """Return the Markdown of a table, or a line that says that there is none yet.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table.
+    """
+    if name not in TABLES:
+        raise ValueError(f"found the table {name!r}, expected one of {', '.join(TABLES)}")
+    pattern, render = TABLES[name]
+    reports = [json.loads(path.read_text()) for path in sorted(results.glob(pattern))]
+    return render(reports) if reports else f"No measurement ({pattern}) has been committed yet.\n"
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """Return a document with its marked tables made anew."""
+    return _MARKED.sub(lambda match: match[1] + table(match["name"], results) + match[3], text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the documents; return the exit code."""
+    parser = argparse.ArgumentParser(description="Fill the tables of the documentation from measurements.")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a table is out of date")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text:
+            stale.append(path.relative_to(ROOT).as_posix())
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'out of date' if check else 'rewritten'}: {', '.join(stale)}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+make_tables = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(make_tables)
+
+
+def report(**more):
+    figures = [
+        {"contender": name, "M": M, "N": 64, "K": 32, "cold": cold, "median_ms": ms + M + cold / 2}
+        for name, ms in (("torch bfloat16", 0.125), ("nvfp4", 0.0))
+        for M in (8, 1)
+        for cold in (True, False)
+    ]
+    base = {"device": "Some CPU", "threads": 2, "date": "2026-01-02T03:04:05", "versions": {"torch": "9"}}
+    return base | {"figures": figures} | more
+
+
+def test_the_documents_hold_what_the_measurements_say():
+    assert make_tables.main(["--check"]) == 0, "run python docs/make_tables.py"
+
+
+def test_cpu_linear():
+    lines = make_tables.cpu_linear([report()]).splitlines()
+    assert lines[0].startswith("Some CPU, 2 threads, 2026-01-02, torch 9: a linear layer with N=64, K=32, ")
+    assert lines[2:] == [
+        "|  | M=1, warm | M=1, cold | M=8, warm | M=8, cold |",
+        "| :-- | --: | --: | --: | --: |",
+        "| torch bfloat16 | 1.12 | 1.62 | 8.12 | 8.62 |",
+        "| nvfp4 | 1.00 | 1.50 | 8.00 | 8.50 |",
+    ]
+
+
+def test_tables_are_filled_from_files(tmp_path):
+    text = "a\n<!-- table: cpu_linear -->\nold\nlines\n<!-- end of table -->\nb\n"
+    empty = make_tables.filled(text, tmp_path)
+    assert (
+        "No measurement" in empty and "old" not in empty and empty.startswith("a\n") and empty.endswith("b\n")
+    )
+    for name in ("one", "two"):
+        (tmp_path / f"cpu_linear_{name}.json").write_text(json.dumps(report(device=f"CPU {name}")))
+    full = make_tables.filled(empty, tmp_path)
+    assert "CPU one" in full and "CPU two" in full and "No measurement" not in full
+    assert make_tables.filled(full, tmp_path) == full
+
+
+def test_unknown_tables_are_refused():
+    with pytest.raises(ValueError, match="found the table 'nonsense'"):
+        make_tables.filled("<!-- table: nonsense -->\n<!-- end of table -->")
+
+
+def test_check_writes_nothing(monkeypatch, tmp_path, capsys):
+    document = tmp_path / "a.md"
+    stale = "<!-- table: cpu_linear -->\nx\n<!-- end of table -->\n"
+    document.write_text(stale)
+    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(make_tables, "DOCUMENTS", (document,))
+    assert make_tables.main(["--check"]) == 1
+    assert document.read_text() == stale and capsys.readouterr().out == "out of date: a.md\n"
+    assert make_tables.main([]) == 0 and document.read_text() != stale
+    assert make_tables.main(["--check"]) == 0
