@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 
+GROUP_SIZE = 16
+"""Weights along K that share one block scale (NVFP4)."""
 E2M1_MAX = 6.0
 """Largest magnitude of E2M1."""
 E4M3_MAX = 448.0

@@ -45,7 +45,14 @@ DEFAULT_CONTEXT_LENGTH = 8192
 #: Tokens of a prompt processed at once: bounds the memory of activations.
 DEFAULT_PREFILL_CHUNK = 2048
 #: Files a tokenizer and a user need beside the weights.
-COPIED = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ def compile(
     output : str or Path
         Folder to create. It appears complete or not at all.
     target : str
-        ``llvm``, ``cuda:sm_80``, ``cuda:sm_86``, ``cuda:sm_89``, ``cuda:sm_90``, or ``auto`` for the GPU of this
-        machine, else its CPU.
+        ``llvm``, ``cuda:sm_80``, ``cuda:sm_86``, ``cuda:sm_89``, ``cuda:sm_90``, or ``auto`` for the GPU of
+        this machine, else its CPU.
     dtype : str, optional
         Of activations and plain weights. Default: float32 for ``llvm``; for CUDA that of the checkpoint.
     context_length : int, optional
@@ -109,7 +116,8 @@ def compile(
     resolved = resolve_target(target)
     opened = open_checkpoint(checkpoint)
     config = DecoderConfig.from_hf(opened.config)
-    context = _bounded("context_length", context_length, DEFAULT_CONTEXT_LENGTH, config.max_position_embeddings)
+    longest = config.max_position_embeddings
+    context = _bounded("context_length", context_length, DEFAULT_CONTEXT_LENGTH, longest)
     chunk = _bounded("prefill_chunk_size", prefill_chunk_size, DEFAULT_PREFILL_CHUNK, context)
     dtype = dtype or _default_dtype(opened, resolved)
     _check_output(output, force)
@@ -187,7 +195,7 @@ def _check_output(output: Path, force: bool) -> None:
     if not force:
         raise NVFP4Error(f"{output}: exists; choose another output or pass --force to replace it")
     if not (output / MANIFEST).is_file():
-        raise NVFP4Error(f"{output}: is not a compiled folder (no {MANIFEST}), so --force does not replace it")
+        raise NVFP4Error(f"{output}: is no compiled folder (no {MANIFEST}), so --force does not replace it")
 
 
 def _weight_params(mod: tvm.IRModule) -> dict[str, relax.TensorType]:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from nvfp4_tvm.codes import GROUP_SIZE
 from nvfp4_tvm.errors import ShapeError
 
 #: Written into compiled libraries and tuning records; a change of anything in this file increments it.
@@ -39,7 +40,6 @@ LAYOUT_VERSION = 1
 TILE_N = 16
 TILE_K = 128
 CODES_PER_WORD = 8
-GROUP_SIZE = 16
 GROUPS_PER_TILE = TILE_K // GROUP_SIZE
 LANES = 32
 WORDS_PER_LANE = 4
@@ -175,8 +175,8 @@ class PackedWeight:
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != shape:
                 raise ShapeError(
-                    f"packed weight [{self.N}, {self.K}]: {name} is {array.dtype}{list(array.shape)}, expected "
-                    f"{np.dtype(dtype)}{list(shape)} of layout version {LAYOUT_VERSION}; pack it again"
+                    f"packed weight [{self.N}, {self.K}]: {name} is {array.dtype}{list(array.shape)}, "
+                    f"expected {np.dtype(dtype)}{list(shape)} of layout version {LAYOUT_VERSION}; pack it again"
                 )
 
     @property
@@ -238,7 +238,9 @@ def pack_scales(scales: np.ndarray) -> np.ndarray:
 def unpack_scales(scales: np.ndarray, N: int, K: int) -> np.ndarray:
     """Inverse of :func:`pack_scales`: uint8 [N, K/16]."""
     t, c, lane, byte = scale_index(*np.ix_(np.arange(N), np.arange(K // GROUP_SIZE)))
-    return np.ascontiguousarray(scales.astype("<u4")).view(np.uint8).reshape(*scales.shape, 4)[t, c, lane, byte]
+    return (
+        np.ascontiguousarray(scales.astype("<u4")).view(np.uint8).reshape(*scales.shape, 4)[t, c, lane, byte]
+    )
 
 
 def pack_global_scale(global_scale: np.ndarray | float, N: int) -> np.ndarray:
@@ -266,7 +268,8 @@ def pack(codes: np.ndarray, scales: np.ndarray, global_scale: np.ndarray | float
     N, K = codes.shape[0], codes.shape[1] * 2
     if scales.shape != (N, K // GROUP_SIZE):
         raise ShapeError(
-            f"scales: found shape {list(scales.shape)}, expected [{N}, {K // GROUP_SIZE}] for codes of [{N}, {K}]"
+            f"scales: found shape {list(scales.shape)}, expected [{N}, {K // GROUP_SIZE}] "
+            f"for codes of a weight [{N}, {K}]"
         )
     return PackedWeight(N, K, pack_codes(codes), pack_scales(scales), pack_global_scale(global_scale, N))
 

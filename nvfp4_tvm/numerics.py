@@ -1,4 +1,4 @@
-"""The numbers of NVFP4: quantize and dequantize, in NumPy. Its codes and bytes (`codes`) are part of it.
+"""The numbers of NVFP4, in NumPy: quantize and dequantize, on top of `codes` and `scaling`.
 
 Convention of this project, everywhere: ``w = e2m1(code) * e4m3(scale) * global_scale``. ModelOpt stores this
 global scale as ``weight_scale_2``; compressed-tensors stores its reciprocal as ``weight_global_scale``.
@@ -26,11 +26,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, get_args
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -40,6 +37,7 @@ from nvfp4_tvm.codes import (
     E4M3_MAX,
     E4M3_MIN,
     E4M3_VALUES,
+    GROUP_SIZE,
     decode_e2m1,
     decode_e4m3,
     encode_e2m1,
@@ -50,6 +48,20 @@ from nvfp4_tvm.codes import (
     unpack_codes,
 )
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
+from nvfp4_tvm.scaling import (
+    CHUNK,
+    FOUR_OVER_SIX_E4M3_MAX,
+    MAGNITUDE_BITS,
+    Arithmetic,
+    CompressedTensorsRules,
+    Method,
+    ModelOptRules,
+    amax,
+    check_choices,
+    divisor,
+    global_scale_from_amax,
+    row_blocks,
+)
 
 __all__ = [
     "E2M1_MAX",
@@ -73,186 +85,9 @@ __all__ = [
     "unpack_codes",
 ]
 
-GROUP_SIZE = 16
-"""Weights along K that share one block scale (NVFP4)."""
-FOUR_OVER_SIX_E4M3_MAX = 256.0
-"""What ``method="four_over_six"`` maps the largest block scale to, so that scaling it by 6/4 still fits E4M3
-(ModelOpt's ``E4M3_MAX_46``)."""
-
-Method = Literal["amax", "four_over_six"]
-Arithmetic = Literal["modelopt", "compressed-tensors"]
-
-# Elements per step: its float32 temporaries stay in a core's cache (1.4x faster than steps of 1 Mi elements).
-_CHUNK = 1 << 17
 _MAX_THREADS = 8
-# Integers that order like the magnitudes of the floats: (view, mask of the magnitude, bits of infinity).
-_MAGNITUDE_BITS = {
-    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7FFF, 0x7F80),
-    np.dtype(np.float16): (np.uint16, 0x7FFF, 0x7C00),
-    np.dtype(np.float32): (np.uint32, 0x7FFFFFFF, 0x7F800000),
-    np.dtype(np.float64): (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
-}
 # Both values of a packed byte: float32[256, 2].
 _PAIR_VALUES = np.stack([E2M1_VALUES[np.arange(256) & 15], E2M1_VALUES[np.arange(256) >> 4]], axis=1)
-
-
-# ----------------------------------------------------------------------------------------
-# Scales
-
-
-def amax(weight: np.ndarray, *, name: str = "weight") -> np.float32:
-    """Return the largest magnitude of `weight` as float32.
-
-    Parameters
-    ----------
-    weight : np.ndarray
-        bfloat16, float16, float32 or float64, any shape with at least one element.
-    name : str
-        What to call the tensor in an error.
-
-    Raises
-    ------
-    ShapeError
-        If the dtype is another, or the array is empty.
-    NVFP4Error
-        If an element is NaN or infinite, in float32.
-    """
-    if weight.dtype not in _MAGNITUDE_BITS:
-        raise ShapeError(
-            f"{name}: found dtype {weight.dtype}, expected bfloat16, float16, float32 or float64"
-        )
-    if weight.size == 0:
-        raise ShapeError(
-            f"{name}: found an empty tensor of shape {weight.shape}, expected at least one weight"
-        )
-    view, mask, inf = _MAGNITUDE_BITS[weight.dtype]
-    # Integer comparison of the bits finds NaN, infinity and the maximum in one pass.
-    top = 0
-    for rows in _row_blocks(np.atleast_2d(weight)):
-        top = max(top, int((rows.view(view) & view(mask)).max()))
-    if top >= inf:
-        what = "an infinite value" if top == inf else "NaN"
-        raise NVFP4Error(
-            f"{name}: found {what}, expected finite weights: repair the tensor or exclude its layer"
-        )
-    largest = np.array([top], view).view(weight.dtype)[0]
-    with np.errstate(over="ignore"):
-        result = np.float32(largest)
-    if not np.isfinite(result):
-        raise NVFP4Error(f"{name}: found {largest}, expected magnitudes within float32: rescale the tensor")
-    return result
-
-
-def global_scale_from_amax(
-    largest: float | np.float32,
-    *,
-    method: Method = "amax",
-    arithmetic: Arithmetic = "modelopt",
-    name: str = "weight",
-) -> np.float32:
-    """Return the global scale as the library named by `arithmetic` stores it.
-
-    Parameters
-    ----------
-    largest : float
-        The largest magnitude of the tensor, or of all tensors that share the global scale.
-    method : {"amax", "four_over_six"}
-        The divisor is 6 * 448 for "amax", 6 * 256 for "four_over_six".
-    arithmetic : {"modelopt", "compressed-tensors"}
-        "modelopt": ``largest / divisor``, the multiplier. "compressed-tensors": ``divisor / largest``, its
-        reciprocal, as ``weight_global_scale`` holds it.
-
-    Raises
-    ------
-    NVFP4Error
-        If `largest` is zero, not finite, or so small that the scale is no normal float32 number.
-    """
-    _check_choices(method, arithmetic)
-    largest = np.float32(largest)
-    if not np.isfinite(largest) or largest < 0:
-        raise NVFP4Error(f"{name}: found amax {largest}, expected a positive finite number")
-    if largest == 0:
-        raise NVFP4Error(
-            f"{name}: found only zeros, expected a nonzero weight: exclude this layer from quantization"
-        )
-    divisor = np.float32(_divisor(method))
-    scale = largest / divisor
-    # Below this, the products with small block scales lose bits, and the stored reciprocal overflows.
-    if scale < np.finfo(np.float32).tiny:
-        raise NVFP4Error(
-            f"{name}: found amax {largest:.3g}, expected at least "
-            f"{divisor * np.finfo(np.float32).tiny:.3g}: the global scale would be no normal float32 "
-            "number; rescale the tensor or exclude its layer"
-        )
-    # PyTorch computes number / tensor as reciprocal times number: the library stores two roundings.
-    return scale if arithmetic == "modelopt" else np.float32(1) / largest * divisor
-
-
-def _divisor(method: Method) -> float:
-    return E2M1_MAX * (E4M3_MAX if method == "amax" else FOUR_OVER_SIX_E4M3_MAX)
-
-
-def _check_choices(method: str, arithmetic: str) -> None:
-    for what, value, choices in (("method", method, Method), ("arithmetic", arithmetic, Arithmetic)):
-        if value not in get_args(choices):
-            raise NVFP4Error(
-                f"found {what} {value!r}, expected one of {', '.join(map(repr, get_args(choices)))}"
-            )
-
-
-# ----------------------------------------------------------------------------------------
-# Quantize
-
-
-class _ModelOpt:
-    """Block scales and codes in the order of operations of ModelOpt's ``NVFP4QTensor``."""
-
-    def __init__(self, global_scale: np.float32, global_amax: np.float32, method: Method):
-        self.stored, self.amax, self.method = global_scale, global_amax, method
-        self.multiplier = global_scale
-
-    def scales(self, block_amax: np.ndarray) -> np.ndarray:
-        if self.method == "amax":  # get_weights_scaling_factor
-            s = block_amax / (np.float32(E2M1_MAX) * self.stored)
-            s[s == 0] = 1
-        else:  # get_weights_scaling_factor_from_quantizer, static: another order of operations
-            s = block_amax / np.float32(E2M1_MAX)
-            s[s == 0] = 1
-            s = s * np.float32(FOUR_OVER_SIX_E4M3_MAX) / (self.amax / np.float32(E2M1_MAX))
-        return np.clip(s, E4M3_MIN, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-
-    def step(self, scales: np.ndarray) -> np.ndarray:
-        """Return what one unit of E2M1 stands for."""
-        return E4M3_VALUES[scales] * self.stored
-
-    def candidate_step(self, block_amax: np.ndarray) -> np.ndarray:
-        """Return the step by which the 4/6 search judges `block_amax`.
-
-        ModelOpt: ``compute_fp4_scales`` over ``_fp8_eager``; float32 rounding may set it apart from `step`.
-        """
-        range_max = self.amax * np.float32(E4M3_MAX / FOUR_OVER_SIX_E4M3_MAX) / np.float32(E2M1_MAX)
-        # PyTorch computes number / tensor as reciprocal times number.
-        scale = np.float32(1) / (range_max if range_max > 2.0**-24 else np.float32(1)) * np.float32(E4M3_MAX)
-        return E4M3_VALUES[encode_e4m3(block_amax / np.float32(E2M1_MAX) * scale)] * (np.float32(1) / scale)
-
-
-class _CompressedTensors:
-    """Block scales and codes in the order of operations of ``compressed_tensors.quantization``."""
-
-    def __init__(self, global_scale: np.float32, global_amax: np.float32, method: Method):
-        self.stored, self.amax, self.method = global_scale, global_amax, method
-        self.multiplier = np.float32(1) / global_scale
-
-    def scales(self, block_amax: np.ndarray) -> np.ndarray:
-        s = encode_e4m3(self.stored * (block_amax / np.float32(E2M1_MAX)))
-        s[s == 0] = encode_e4m3(0.125)  # the library's stand-in for a zero scale
-        return s
-
-    def step(self, scales: np.ndarray) -> np.ndarray:
-        return E4M3_VALUES[scales] / self.stored
-
-    def candidate_step(self, block_amax: np.ndarray) -> np.ndarray:
-        return self.step(self.scales(block_amax))
 
 
 def quantize(
@@ -311,7 +146,7 @@ def quantize(
         If the weight holds NaN or infinities, is all zeros (without a given global scale), or a choice is
         unknown.
     """
-    _check_choices(method, arithmetic)
+    check_choices(method, arithmetic)
     if group_size < 2 or group_size % 2:
         raise ShapeError(f"{name}: found group size {group_size}, expected an even number")
     if weight.ndim != 2 or weight.shape[1] % group_size or weight.shape[1] == 0:
@@ -329,11 +164,11 @@ def quantize(
                 f"{name}: found global scale {global_scale}, expected a positive normal float32 number"
             )
         stored = multiplier if arithmetic == "modelopt" else np.float32(1) / multiplier
-        shared_amax = multiplier * np.float32(_divisor(method))
+        shared_amax = multiplier * np.float32(divisor(method))
     else:
         shared_amax = own_amax if global_amax is None else np.float32(global_amax)
         stored = global_scale_from_amax(shared_amax, method=method, arithmetic=arithmetic, name=name)
-    kind = _ModelOpt if arithmetic == "modelopt" else _CompressedTensors
+    kind = ModelOptRules if arithmetic == "modelopt" else CompressedTensorsRules
     rules = kind(stored, shared_amax, method)
 
     N, K = weight.shape
@@ -355,7 +190,7 @@ def quantize(
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         done = 0
         running: deque[Future[None]] = deque()
-        for rows in _row_blocks(weight, group_size):
+        for rows in row_blocks(weight, group_size):
             running.append(pool.submit(convert, done, rows))
             done += rows.size // group_size
             if len(running) > 2 * _MAX_THREADS:  # bounds the copies of a weight that is not contiguous
@@ -365,7 +200,7 @@ def quantize(
     return codes, scales, np.float32(rules.multiplier)
 
 
-def _block_scales(x: np.ndarray, rules: _ModelOpt | _CompressedTensors) -> np.ndarray:
+def _block_scales(x: np.ndarray, rules: ModelOptRules | CompressedTensorsRules) -> np.ndarray:
     block_amax = np.abs(x).max(axis=0)
     if rules.method == "amax":
         return rules.scales(block_amax)
@@ -386,24 +221,6 @@ def _squared_error(x: np.ndarray, step: np.ndarray) -> np.ndarray:
         half = error.shape[0] // 2
         error = error[:half] + error[half:]
     return error.sum(axis=0)
-
-
-def _row_blocks(weight: np.ndarray, group_size: int = 1) -> Iterator[np.ndarray]:
-    """Yield contiguous pieces of about `_CHUNK` elements, whole groups, in row-major order."""
-    N, K = weight.shape
-    if weight.flags.c_contiguous:
-        flat = weight.reshape(-1)
-        step = max(1, _CHUNK // group_size) * group_size
-        for start in range(0, flat.size, step):
-            yield flat[start : start + step]
-    else:
-        step = max(1, _CHUNK // max(K, 1))
-        for start in range(0, N, step):
-            yield np.ascontiguousarray(weight[start : start + step]).reshape(-1)
-
-
-# ----------------------------------------------------------------------------------------
-# Dequantize
 
 
 def dequantize(
@@ -450,12 +267,12 @@ def dequantize(
             f"dequantize: found scales of shape {scales.shape} for codes of shape {codes.shape}, expected "
             f"[{N}, {K}/{group_size}]"
         )
-    if dtype not in _MAGNITUDE_BITS:
+    if dtype not in MAGNITUDE_BITS:
         raise ShapeError(f"dequantize: found dtype {dtype}, expected float64, float32, float16 or bfloat16")
     wide = np.float64 if dtype == np.float64 else np.float32
     out = np.empty((N, K), dtype)
     values = _PAIR_VALUES.astype(wide)
-    rows = max(1, _CHUNK // max(K, 1))
+    rows = max(1, CHUNK // max(K, 1))
     with np.errstate(over="ignore", under="ignore"):
         for start in range(0, N, rows):
             part = slice(start, start + rows)

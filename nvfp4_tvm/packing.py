@@ -36,7 +36,7 @@ def split_transform(mod: tvm.IRModule) -> tuple[tvm.IRModule, tvm.IRModule | Non
 
 
 def build_transform(transform: tvm.IRModule, target: Target) -> relax.VMExecutable:
-    """Build ``transform_params`` for the CPU in its lazy form: ``get_item(i)`` and ``set_item(i, tensor)``."""
+    """Build ``transform_params`` for the CPU, lazy: it calls ``get_item(i)`` and ``set_item(i, tensor)``."""
     with target:
         lazy = tvm.transform.Sequential(
             [
@@ -76,5 +76,3 @@ def run_transform(executable: relax.VMExecutable, get_item: GetItem, set_item: S
     finally:
         for name in ("get_item", "set_item"):
             tvm_ffi.registry.remove_global_func(name)
-
-

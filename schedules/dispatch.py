@@ -81,7 +81,9 @@ def dispatch(problem: MatmulProblem, target: Target) -> PrimFunc:
     M = function.params[0].shape[0]
     body = function.body
     for part, _, kernel in reversed(lower):
-        body = tirx.IfThenElse(M <= tirx.const(part.high, "int64"), _with_params_of(kernel, function).body, body)
+        body = tirx.IfThenElse(
+            M <= tirx.const(part.high, "int64"), _with_params_of(kernel, function).body, body
+        )
     body = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", body))
     # Without the attribute the branch is hoisted out of, or duplicated inside, the kernels it chooses between.
     return function.with_body(body).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)

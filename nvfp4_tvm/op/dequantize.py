@@ -1,8 +1,8 @@
 """``nvfp4.dequantize`` and ``nvfp4.dequantize_packed``: an NVFP4 weight as floating point.
 
 ``nvfp4.dequantize(codes uint8[N, K/2], scales uint8[N, K/16], global_scale float32[] | [1] | [N])`` is what a
-frontend writes; the passes look for it. ``nvfp4.dequantize_packed(words, scales, global_scale)`` is the same on
-the packed layout, for uses that are no matmul. Both return ``out_dtype[N, K]``; code times block scale is
+frontend writes; the passes look for it. ``nvfp4.dequantize_packed(words, scales, global_scale)`` is the same
+on the packed layout, for uses that are no matmul. Both return ``out_dtype[N, K]``; code times block scale is
 exact, the product with the global scale is rounded once to float32 and once to ``out_dtype``.
 """
 
@@ -70,7 +70,7 @@ def _legalize_packed(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     return builder.call_te(te_dequantize, *call.args, primfunc_name_hint="nvfp4_dequantize_packed")
 
 
-PACKED_OP = register(PACKED_NAME, "Dequantize a packed NVFP4 weight.", 3, _infer_type_packed, _legalize_packed)
+PACKED_OP = register(PACKED_NAME, "Dequantize a packed weight.", 3, _infer_type_packed, _legalize_packed)
 
 
 def dequantize_packed(

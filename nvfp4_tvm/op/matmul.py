@@ -1,7 +1,7 @@
 """``nvfp4.matmul``: activations times a packed NVFP4 weight.
 
-``nvfp4.matmul(x[..., K], words, scales, global_scale[, bias[N]])`` returns ``out_dtype[..., N]``: products and
-sums in float32, then the row's global scale, then the bias, then one rounding to ``out_dtype``.
+``nvfp4.matmul(x[..., K], words, scales, global_scale[, bias[N]])`` returns ``out_dtype[..., N]``: products
+and sums in float32, then the row's global scale, then the bias, then one rounding to ``out_dtype``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> relax.Type:
         if shape != (N,):
             raise ShapeError(f"{NAME}: bias has shape {list(shape)}, expected [{N}]")
     if call.attrs["out_dtype"] not in ACTIVATION_DTYPES:
-        raise ShapeError(f"{NAME}: out_dtype is {call.attrs['out_dtype']}, expected one of {ACTIVATION_DTYPES}")
+        raise ShapeError(f"{NAME}: out_dtype is {call.attrs['out_dtype']}, expected {ACTIVATION_DTYPES}")
     return relax.TensorType((*leading, N), call.attrs["out_dtype"])
 
 

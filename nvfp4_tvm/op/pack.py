@@ -37,8 +37,8 @@ def canonical_shape(
     groups = static_shape(op, "scales", tensor_type(op, "scales", scales, ("uint8",), 2))
     if groups != (N, K // layout.GROUP_SIZE):
         raise ShapeError(
-            f"{op}: scales have shape {list(groups)}, expected [{N}, {K // layout.GROUP_SIZE}] for codes of a "
-            f"weight [{N}, {K}]"
+            f"{op}: scales have shape {list(groups)}, expected [{N}, {K // layout.GROUP_SIZE}] "
+            f"for codes of a weight [{N}, {K}]"
         )
     rows = static_shape(op, "global_scale", tensor_type(op, "global_scale", global_scale, ("float32",)))
     if rows not in ((), (1,), (N,)):

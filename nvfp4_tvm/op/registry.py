@@ -72,4 +72,4 @@ def static_shape(op: str, argument: str, ty: relax.TensorType) -> tuple[int, ...
     try:
         return tuple(int(extent) for extent in ty.shape)
     except (TypeError, ValueError):
-        raise ShapeError(f"{op}: {argument} has shape {ty.shape}, expected constants: bind them first") from None
+        raise ShapeError(f"{op}: {argument} has shape {ty.shape}, expected constants") from None

@@ -25,7 +25,9 @@ def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> relax.Type:
 def _legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     K, out_dtype = int(call.attrs["K"]), call.attrs["out_dtype"]
 
-    def te_take(words: te.Tensor, scales: te.Tensor, global_scale: te.Tensor, indices: te.Tensor) -> te.Tensor:
+    def te_take(
+        words: te.Tensor, scales: te.Tensor, global_scale: te.Tensor, indices: te.Tensor
+    ) -> te.Tensor:
         def element(*axes: tirx.Expr) -> tirx.Expr:
             n, k = indices[axes[:-1]], axes[-1]
             return (packed_weight(words, scales, n, k) * global_scale[n]).astype(out_dtype)

@@ -108,17 +108,15 @@ class Manifest:
         ):
             if raw.get(name) != expected:
                 raise LibraryError(
-                    f"{path}: {name} is {raw.get(name)!r}, this installation needs {expected!r}; compile again"
+                    f"{path}: {name} is {raw.get(name)!r}, expected {expected!r} here; compile again"
                 )
         kinds = {"int": int, "str": str, "tuple[str, ...]": list, "tuple[int, ...]": list}
         values: dict[str, Any] = {}
         for field in fields(cls):
             value = raw.get(field.name)
             kind = kinds.get(str(field.type))
-            if kind is None:  # int | None
-                wrong = not (value is None or type(value) is int)
-            else:
-                wrong = type(value) is not kind
+            allowed = (int, type(None)) if kind is None else (kind,)  # None: a field of type "int | None"
+            wrong = type(value) not in allowed
             if kind is list and not wrong:
                 item = str if "str" in str(field.type) else int
                 wrong = any(type(entry) is not item for entry in value)

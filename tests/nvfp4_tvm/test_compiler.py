@@ -84,7 +84,9 @@ def test_progress_and_files(compiled):
     for stage in ("verify", "build", "pack"):
         steps = [(done, total) for name, done, total in stages if name == stage]
         assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] > 0
-    assert json.loads((model.path / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    assert json.loads((model.path / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
     assert not [path for path in model.path.parent.iterdir() if path.name.startswith(".")]
 
 
@@ -113,7 +115,7 @@ def test_existing_output_is_kept(llama, tmp_path):
     (tmp_path / "mine").write_text("data")
     with pytest.raises(NVFP4Error, match="exists; choose another output or pass --force"):
         nvfp4_tvm.compile(llama, tmp_path, target="llvm")
-    with pytest.raises(NVFP4Error, match=f"is not a compiled folder .no {MANIFEST}"):
+    with pytest.raises(NVFP4Error, match=f"is no compiled folder .no {MANIFEST}"):
         nvfp4_tvm.compile(llama, tmp_path, target="llvm", force=True)
     assert (tmp_path / "mine").read_text() == "data"
 
@@ -131,6 +133,8 @@ def test_compiles_for_cuda_without_a_gpu(llama, tmp_path, target):
     model = nvfp4_tvm.compile(llama, tmp_path / "out", target=target, context_length=64)
     assert model.manifest.device_type == "cuda" and model.manifest.dtype == "bfloat16"
     (module,) = model.log.modules
-    assert module.ptx_arch and all(use.spill_stores == 0 for name, use in model.log.usage.items() if "nvfp4" in name)
+    assert module.ptx_arch and all(
+        use.spill_stores == 0 for name, use in model.log.usage.items() if "nvfp4" in name
+    )
     # Machine code, not source: what the library holds is the fatbin the build made.
     assert module.fatbin in (model.path / "lib.so").read_bytes()

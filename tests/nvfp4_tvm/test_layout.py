@@ -122,7 +122,9 @@ def test_refusals(make, match):
 
 def test_packed_weight_refuses_arrays_of_another_layout():
     packed = layout.pack(*random_weight(np.random.default_rng(0), 16, 128))
-    with pytest.raises(ShapeError, match=r"words is uint32\[1, 1, 2, 128\], expected uint32\[1, 1, 2, 32, 4\]"):
+    with pytest.raises(
+        ShapeError, match=r"words is uint32\[1, 1, 2, 128\], expected uint32\[1, 1, 2, 32, 4\]"
+    ):
         layout.PackedWeight(16, 128, packed.words.reshape(1, 1, 2, 128), packed.scales, packed.global_scale)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvfp4_tvm import numerics
+from nvfp4_tvm import numerics, scaling
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -299,7 +299,8 @@ def test_steps_do_not_show(monkeypatch):
     want = numerics.quantize(w)
     deq = numerics.dequantize(*want)
     for chunk in (16, 48, 1000):
-        monkeypatch.setattr(numerics, "_CHUNK", chunk)
+        for module in (numerics, scaling):
+            monkeypatch.setattr(module, "CHUNK", chunk)
         for got, expected in zip(numerics.quantize(w), want, strict=True):
             np.testing.assert_array_equal(got, expected)
         np.testing.assert_array_equal(numerics.dequantize(*want), deq)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+import tvm
 from relax_modules import Weight, build_function, linear, symbolic
 from tvm import relax
 from tvm_ffi.registry import list_global_func_names
 
-import tvm
 from nvfp4_tvm import layout
 from nvfp4_tvm.packing import build_transform, run_transform, split_transform
 from nvfp4_tvm.passes.pipeline import weight_passes

@@ -21,7 +21,9 @@ def fold(builder):
 def model(names=("w",), plain=False, builder=None, function="main", batch="b"):
     """A function of x and weights, marked by num_input."""
     x = relax.Var("x", relax.TensorType((symbolic(batch), K), "float32"))
-    weights = {name: Weight.random(np.random.default_rng(i), N, K).params(name) for i, name in enumerate(names)}
+    weights = {
+        name: Weight.random(np.random.default_rng(i), N, K).params(name) for i, name in enumerate(names)
+    }
     params = [param for weight in weights.values() for param in weight]
     if plain:
         params.insert(3, relax.Var("plain.weight", relax.TensorType((N, K), "float32")))

@@ -85,7 +85,10 @@ def test_bias_is_not_fused_when_the_product_is_used_elsewhere(weight):
         return b.emit(relax.Tuple([y, b.emit(relax.op.add(y, bias))]))
 
     after = rewrite(build_function([x, *params, bias], body))["main"]
-    assert [name for name in calls(after) if name in ("relax.add", "nvfp4.matmul")] == ["nvfp4.matmul", "relax.add"]
+    assert [name for name in calls(after) if name in ("relax.add", "nvfp4.matmul")] == [
+        "nvfp4.matmul",
+        "relax.add",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(1,), ("m", N)])

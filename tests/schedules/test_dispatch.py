@@ -78,7 +78,9 @@ def test_each_m_takes_the_branch_of_its_range(monkeypatch):
     ranges = [MRange(1, 1), MRange(2, 4), MRange(5, 16), MRange(17)]
     table = tuple((m_range, (_Mark(i),)) for i, m_range in enumerate(ranges))
     monkeypatch.setitem(dispatch_module.TABLES, "llvm", table)
-    function = tvm.compile(tvm.IRModule({"main": dispatch(PROBLEM, LLVM).with_attr("global_symbol", "main")}), LLVM)
+    function = tvm.compile(
+        tvm.IRModule({"main": dispatch(PROBLEM, LLVM).with_attr("global_symbol", "main")}), LLVM
+    )
     packed = [
         tvm.runtime.tensor(np.zeros([int(e) for e in p.shape], str(p.dtype)))
         for p in dispatch(PROBLEM, LLVM).params[1:-1]

@@ -11,7 +11,9 @@ from nvfp4_tvm.target import resolve_target
 
 
 @pytest.mark.parametrize(("N", "K"), [(1, 16), (24, 48), (100, 144)])
-@pytest.mark.parametrize(("dtype", "out_dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+)
 def test_the_block_computation_on_the_cpu(N, K, dtype, out_dtype):
     rng = np.random.default_rng(N + K)
     weight = Weight.random(rng, N, K)

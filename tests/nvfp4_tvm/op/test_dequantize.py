@@ -18,7 +18,9 @@ def test_dequantize_rounds_the_exact_value_once(N, K, dtype):
     weight = Weight.random(np.random.default_rng(N), N, K)
     weight.rows[:] = np.float32(2.0**-7)  # a power of two: the product in float32 is exact
     params = weight.params()
-    found = run(build_function(params, lambda b: b.emit(op.dequantize(*params, dtype))).get(), *weight.arrays())
+    found = run(
+        build_function(params, lambda b: b.emit(op.dequantize(*params, dtype))).get(), *weight.arrays()
+    )
     assert found.dtype == NUMPY[dtype]
     np.testing.assert_array_equal(found, weight.exact().astype(np.float32).astype(NUMPY[dtype]))
 
@@ -30,7 +32,9 @@ def test_every_code_and_scale():
     weight = Weight(codes, bytes_[:, None], np.ones(1, np.float32))
     params = weight.params()
     found = run(build_function(params, lambda b: b.emit(op.dequantize(*params))).get(), *weight.arrays())
-    expected = numerics.decode_e2m1(np.arange(16, dtype=np.uint8))[None] * numerics.decode_e4m3(bytes_)[:, None]
+    expected = (
+        numerics.decode_e2m1(np.arange(16, dtype=np.uint8))[None] * numerics.decode_e4m3(bytes_)[:, None]
+    )
     np.testing.assert_array_equal(found, expected)
 
 

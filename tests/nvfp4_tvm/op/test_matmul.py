@@ -12,12 +12,15 @@ def packed_vars(N, K):
     shapes = (layout.words_shape(N, K), layout.scales_shape(N, K), layout.global_scale_shape(N))
     dtypes = ("uint32", "uint32", "float32")
     return [
-        relax.Var(f"p{i}", relax.TensorType(s, d)) for i, (s, d) in enumerate(zip(shapes, dtypes, strict=True))
+        relax.Var(f"p{i}", relax.TensorType(s, d))
+        for i, (s, d) in enumerate(zip(shapes, dtypes, strict=True))
     ]
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 5), (1, 2, 3)])
-@pytest.mark.parametrize(("x_dtype", "out_dtype"), [("float32", "float32"), ("float16", "float32"), ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("x_dtype", "out_dtype"), [("float32", "float32"), ("float16", "float32"), ("bfloat16", "bfloat16")]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_legalized_matmul_is_exact(leading, x_dtype, out_dtype, bias):
     N, K = 24, 144
@@ -26,7 +29,9 @@ def test_legalized_matmul_is_exact(leading, x_dtype, out_dtype, bias):
     packed = layout.pack(*weight.arrays())
     x = activations(rng, (*leading, K), x_dtype)
     b = activations(rng, (N,), x_dtype)
-    inputs = [relax.Var("x", relax.TensorType((*(symbolic(f"d{i}") for i in range(len(leading))), K), x_dtype))]
+    inputs = [
+        relax.Var("x", relax.TensorType((*(symbolic(f"d{i}") for i in range(len(leading))), K), x_dtype))
+    ]
     inputs += packed_vars(N, K) + ([relax.Var("bias", relax.TensorType((N,), x_dtype))] if bias else [])
     mod = build_function(inputs, lambda bb: bb.emit(op.matmul(*inputs, N=N, out_dtype=out_dtype))).get()
     machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
@@ -39,8 +44,18 @@ def test_legalized_matmul_is_exact(leading, x_dtype, out_dtype, bias):
 @pytest.mark.parametrize(
     ("x", "N", "packed", "match"),
     [
-        (((2, 48), "float32"), 8, (8, 192), r"words has shape \[1, 2, 2, 32, 4\], expected \[1, 1, 2, 32, 4\]"),
-        (((2, 64), "float32"), 24, (8, 64), r"words has shape \[1, 1, 2, 32, 4\], expected \[2, 1, 2, 32, 4\]"),
+        (
+            ((2, 48), "float32"),
+            8,
+            (8, 192),
+            r"words has shape \[1, 2, 2, 32, 4\], expected \[1, 1, 2, 32, 4\]",
+        ),
+        (
+            ((2, 64), "float32"),
+            24,
+            (8, 64),
+            r"words has shape \[1, 1, 2, 32, 4\], expected \[2, 1, 2, 32, 4\]",
+        ),
         (((2, 24), "float32"), 8, (8, 64), "K must be a positive multiple of 16"),
         (((2, 64), "int8"), 8, (8, 64), "x is .*int8"),
         (((), "float32"), 8, (8, 64), "x is a scalar"),

@@ -13,7 +13,9 @@ from nvfp4_tvm.op.pack import repack
 @pytest.mark.parametrize("scale_shape", ["scalar", "one", "rows"])
 def test_tir_repack_equals_numpy_repack(N, K, scale_shape):
     weight = Weight.random(np.random.default_rng(N * K), N, K)
-    global_scale = {"scalar": weight.rows[0].reshape(()), "one": weight.rows[:1], "rows": weight.rows}[scale_shape]
+    global_scale = {"scalar": weight.rows[0].reshape(()), "one": weight.rows[:1], "rows": weight.rows}[
+        scale_shape
+    ]
     function = tvm.compile(tvm.IRModule({"main": repack(N, K, global_scale.shape)}), target="llvm")
     expected = layout.pack(weight.codes, weight.scales, global_scale)
     arrays = (expected.words, expected.scales, expected.global_scale)
