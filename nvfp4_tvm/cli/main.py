@@ -6,7 +6,11 @@ The commands import TVM when they run and not before, so that help and usage err
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -57,11 +61,36 @@ def _options(
     pass
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn whatever an interrupt has become on its way into a KeyboardInterrupt.
+
+    TVM's passes call back into Python, and an exception that crosses its C++ comes out as a RuntimeError.
+    """
+    interrupted = False
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(signal_number, frame)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def main() -> None:
     """Run the command line and exit."""
     set_up_logging()
     try:
-        app(prog_name=PROGRAM)
+        with _interruptible():
+            app(prog_name=PROGRAM)
     except NVFP4Error as error:
         say("error", error)
         sys.exit(USER_ERROR)

@@ -1,6 +1,7 @@
 import errno
 import logging
 import resource
+import signal
 import subprocess
 import sys
 
@@ -102,6 +103,19 @@ def test_interrupt_exits_130(cli, monkeypatch):
     monkeypatch.setattr("nvfp4_tvm.quantize.quantize_checkpoint", interrupt)
     done = cli("quantize", "a", "b")
     assert done.code == 130 and done.out == "" and "Traceback" not in done.err
+
+
+def test_an_interrupt_that_tvm_turned_into_another_error_exits_130(cli, monkeypatch):
+    def compile(*_arguments, **_options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("from C++") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("nvfp4_tvm.quantize.quantize_checkpoint", compile)
+    assert cli("quantize", "a", "b") == (130, "", "")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
