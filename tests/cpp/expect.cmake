@@ -1,0 +1,11 @@
+# Runs RUN and fails unless it exits with CODE after one line that matches PATTERN (on stderr for code 2).
+execute_process(COMMAND ${RUN} RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+if(NOT code STREQUAL CODE)
+  message(FATAL_ERROR "exit code ${code}, expected ${CODE}\n${out}${err}")
+endif()
+if(code EQUAL 2 AND NOT err MATCHES "^nvfp4_runner: [^\n]*\n$")
+  message(FATAL_ERROR "expected one line on stderr, found:\n${err}")
+endif()
+if(NOT "${out}${err}" MATCHES "${PATTERN}")
+  message(FATAL_ERROR "expected a line with '${PATTERN}', found:\n${out}${err}")
+endif()
