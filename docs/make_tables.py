@@ -53,9 +53,52 @@ def cpu_linear(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+def quantize(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/quantize.py`` wrote."""
+    parts = []
+    for report in reports:
+        rows = [
+            [
+                f"{row['format']}, {row['method']}",
+                f"{row['mb_per_s']:.0f}",
+                f"{row['peak_bytes'] / 1e6:.0f}",
+                f"{row['largest_tensor_bytes'] / 1e6:.0f}",
+            ]
+            for row in report["rows"]
+        ]
+        parts.append(
+            f"{report['cpu']}, {report['cores']} cores, {report['date']}: `nvfp4-tvm quantize`, megabytes (10^6) "
+            "of weights read a second, and peak memory of the process beside the largest tensor.\n\n"
+            + markdown_table(["", "MB/s", "peak MB", "largest tensor MB"], rows)
+        )
+    return "\n".join(parts)
+
+
+def agreement(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table of all files that ``benchmarks/verify_library.py`` wrote."""
+    rows = [
+        [
+            f"{row['reference']}, {row['target']}, {row['dtype']}",
+            f"{row['cosine_prefill_min']:.7f}",
+            f"{row['cosine_decode_min']:.7f}",
+            f"{row['greedy_steps_equal']} of {row['steps']}",
+        ]
+        for report in reports
+        for row in report["rows"]
+    ]
+    where = dict.fromkeys(f"{report['gpu'] or report['cpu']}, {report['date']}" for report in reports)
+    return (
+        f"{'; '.join(where)}: logits beside transformers in float32 on the exactly dequantized weights, least "
+        "cosine over the positions, and equal greedy tokens.\n\n"
+        + markdown_table(["", "prefill", "decode", "greedy tokens"], rows)
+    )
+
+
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
+    "agreement": ("verify_*.json", agreement),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
+    "quantize": ("quantize_*.json", quantize),
 }
 
 

@@ -36,6 +36,30 @@ def test_cpu_linear():
     ]
 
 
+def test_quantize():
+    row = {
+        "format": "modelopt",
+        "method": "amax",
+        "mb_per_s": 812.6,
+        "peak_bytes": 9.5e8,
+        "largest_tensor_bytes": 1e8,
+    }
+    lines = make_tables.quantize(
+        [{"cpu": "Some CPU", "cores": 2, "date": "2026-01-02", "rows": [row]}]
+    ).splitlines()
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02: ")
+    assert lines[-1] == "| modelopt, amax | 813 | 950 | 100 |"
+
+
+def test_agreement():
+    row = {"reference": "llama", "target": "cuda:sm_90", "dtype": "float16", "cosine_prefill_min": 0.99999945}
+    row |= {"cosine_decode_min": 1.0, "greedy_steps_equal": 15, "steps": 16}
+    report = {"gpu": "Some GPU, 1.2", "cpu": "Some CPU", "date": "2026-01-02", "rows": [row]}
+    lines = make_tables.agreement([report, report]).splitlines()
+    assert lines[0].startswith("Some GPU, 1.2, 2026-01-02: ")
+    assert lines[-2:] == ["| llama, cuda:sm_90, float16 | 0.9999995 | 1.0000000 | 15 of 16 |"] * 2
+
+
 def test_tables_are_filled_from_files(tmp_path):
     text = "a\n<!-- table: cpu_linear -->\nold\nlines\n<!-- end of table -->\nb\n"
     empty = make_tables.filled(text, tmp_path)
