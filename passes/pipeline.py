@@ -16,6 +16,7 @@ from tvm.target import Target
 
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.passes.fold_weights import FoldNVFP4Weights
+from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
 from nvfp4_tvm.passes.rewrite_matmul import RewriteNVFP4Matmul
 
@@ -48,6 +49,7 @@ def target_passes(target: Target) -> list[tvm.transform.Pass]:
     tvm_pipeline = _TVM[target.kind.name]
     return [
         LowerNVFP4Matmul(target),
+        LowerDense(target),
         *tvm_pipeline.library_dispatch_passes(target),
         *tvm_pipeline.legalize_passes(target),
         relax.transform.DeadCodeElimination(),

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import tvm
+from relax_modules import HALF_ULP, NUMPY, build_function, calls, symbolic, tensor
+from tvm import relax
+
+from nvfp4_tvm.passes.lower_dense import LowerDense
+from nvfp4_tvm.target import resolve_target
+
+LLVM = resolve_target("llvm").target
+
+
+def module(N, K, dtype="float32", out_dtype=None, leading=("b", "s"), uses=1):
+    names = {}
+    leading = tuple(names.setdefault(e, symbolic(e)) if isinstance(e, str) else e for e in leading)
+    x = relax.Var("x", relax.TensorType((*leading, K), dtype))
+    w = relax.Var("w", relax.TensorType((N, K), dtype))
+
+    def body(b):
+        product = b.emit(relax.op.matmul(x, b.emit(relax.op.permute_dims(w)), out_dtype=out_dtype))
+        if uses > 1:
+            transposed = b.emit(relax.op.permute_dims(w))
+            return b.emit(relax.Tuple([product, transposed]))
+        return product
+
+    return build_function([x, w], body).get()
+
+
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (8, 16), (13, 37), (100, 130), (512, 64)])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"), [("float32", None), ("bfloat16", "float32"), ("float16", "float16")]
+)
+def test_the_product_is_right(N, K, dtype, out_dtype):
+    mod = LowerDense(LLVM)(module(N, K, dtype, out_dtype))
+    assert calls(mod["main"]) == ["relax.reshape", "relax.call_tir", "relax.reshape"]
+    machine = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
+    rng = np.random.default_rng(N)
+    w = rng.standard_normal((N, K)).astype(NUMPY[dtype])
+    for shape in [(1, 1), (1, 3), (2, 2), (1, 17), (3, 11)]:
+        x = rng.standard_normal((*shape, K)).astype(NUMPY[dtype])
+        found = machine["main"](tensor(x), tensor(w)).numpy()
+        assert str(found.dtype) == (out_dtype or dtype) and found.shape == (*shape, N)
+        exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
+        expected = exact_x @ exact_w.T
+        bound = HALF_ULP[str(found.dtype)] * np.abs(expected) + 4 * np.sqrt(K) * 2.0**-24 * (
+            np.abs(exact_x) @ np.abs(exact_w).T
+        )
+        assert (np.abs(found.astype(np.float64) - expected) <= bound * 1.01 + 1e-30).all()
+
+
+def test_one_kernel_for_each_shape():
+    mod = LowerDense(LLVM)(module(8, 16))
+    assert [g.name_hint for g in mod.get_global_vars() if g.name_hint.startswith("dense")] == ["dense_8x16"]
+
+
+def test_a_transpose_with_another_use_stays():
+    assert "relax.permute_dims" in calls(LowerDense(LLVM)(module(8, 16, uses=2))["main"])
+
+
+def test_what_is_no_linear_layer_stays():
+    x = relax.Var("x", relax.TensorType((symbolic(), 16), "float32"))
+    w = relax.Var("w", relax.TensorType((16, 8), "float32"))
+    mod = LowerDense(LLVM)(build_function([x, w], lambda b: b.emit(relax.op.matmul(x, w))).get())
+    assert calls(mod["main"]) == ["relax.matmul"]
+
+
+def test_symbolic_weights_stay():
+    x = relax.Var("x", relax.TensorType((symbolic(), 16), "float32"))
+    w = relax.Var("w", relax.TensorType((symbolic("n"), 16), "float32"))
+
+    def body(b):
+        return b.emit(relax.op.matmul(x, b.emit(relax.op.permute_dims(w))))
+
+    mod = LowerDense(LLVM)(build_function([x, w], body).get())
+    assert calls(mod["main"]) == ["relax.permute_dims", "relax.matmul"]
+
+
+def test_other_targets_are_left_to_dlight():
+    before = module(8, 16)
+    assert LowerDense(resolve_target("cuda:sm_89").target)(before).same_as(before)
