@@ -1,10 +1,10 @@
 """Compare compiled folders with transformers, on this machine or on another that has the GPU.
 
-    python benchmarks/verify_library.py reference CHECKPOINT -o reference.npz     # needs torch and transformers
+    python benchmarks/verify_library.py reference CHECKPOINT -o reference.npz
     python benchmarks/verify_library.py check reference.npz OUT... --json out.json
 
-The reference is float32 on exactly dequantized weights: logits of a prompt, and 16 greedy steps. A check scores the
-prompt, decodes the reference's tokens, and generates freely.
+The reference (torch and transformers) is float32 on exactly dequantized weights: logits of a prompt, and 16
+greedy steps. A check scores the prompt, decodes the reference's tokens, and generates freely.
 """
 
 from __future__ import annotations

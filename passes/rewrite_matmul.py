@@ -117,9 +117,10 @@ class _Rewriter(PyExprMutator):
                 return new
         return super().visit_call_(call)
 
-    def _pack(self, dequantize: relax.Call) -> list[relax.Expr]:
+    def _pack(self, dequantize: relax.Call) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
         packed = self.builder_.emit(op.pack(*(self.visit_expr(argument) for argument in dequantize.args)))
-        return [self.builder_.emit(relax.TupleGetItem(packed, i)) for i in range(3)]
+        words, scales, rows = (self.builder_.emit(relax.TupleGetItem(packed, i)) for i in range(3))
+        return words, scales, rows
 
     def _matmul(self, call: relax.Call) -> relax.Expr | None:
         if not is_call(call, "relax.matmul"):
@@ -142,9 +143,9 @@ class _Rewriter(PyExprMutator):
             x_dtype = str(product.args[0].ty.dtype)
             fits = tvm_ffi.structural_equal(bias.ty, relax.TensorType((N,), x_dtype))
             if fits and str(call.ty.dtype) == str(product.attrs["out_dtype"]):
-                return op.matmul(
-                    *product.args, self.visit_expr(bias), N=N, out_dtype=str(product.attrs["out_dtype"])
-                )
+                x, words, scales, rows = product.args
+                out_dtype = str(product.attrs["out_dtype"])
+                return op.matmul(x, words, scales, rows, self.visit_expr(bias), N=N, out_dtype=out_dtype)
         return None
 
     def _take(self, call: relax.Call) -> relax.Expr | None:

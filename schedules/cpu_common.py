@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Buffer, Expr, PrimFunc
@@ -21,7 +22,7 @@ from nvfp4_tvm.schedules.base import MatmulProblem
 ROW_WORDS = layout.TILE_K // layout.CODES_PER_WORD
 
 
-def named(name: str, value: object) -> object:
+def named(name: str, value: Any) -> Any:
     """Give an IR object the name it is printed with, and return it."""
     IRBuilder.name(name, value)
     return value

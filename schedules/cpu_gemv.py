@@ -40,10 +40,11 @@ class CPUGemv(KernelRule):
         """See `KernelRule.apply`."""
         if target.kind.name != "llvm":
             return self.refuse(problem, f"the target is {target.kind.name}, not llvm")
-        if problem.M.high is None or problem.M.high > MAX_M:
+        rows = problem.M.high
+        if rows is None or rows > MAX_M:
             return self.refuse(problem, f"M may exceed {MAX_M}")
         decoder = decoder_for(target)
-        return kernel(problem, "nvfp4_cpu_gemv", lambda args: _body(args, decoder, problem.M.high))
+        return kernel(problem, "nvfp4_cpu_gemv", lambda args: _body(args, decoder, rows))
 
 
 def _body(args: Arguments, decoder: Decoder, rows: int) -> None:

@@ -76,7 +76,7 @@ def dispatch(problem: MatmulProblem, target: Target) -> PrimFunc:
     kernels = kernels_for(problem, target)
     logger.info("%s: %s", problem, ", ".join(f"M {part}: {rule.name}" for part, rule, _ in kernels))
     *lower, (_, _, function) = kernels
-    if not lower:
+    if problem.static_M is not None:
         return function
     M = function.params[0].shape[0]
     body = function.body
@@ -84,6 +84,8 @@ def dispatch(problem: MatmulProblem, target: Target) -> PrimFunc:
         body = tirx.IfThenElse(
             M <= tirx.const(part.high, "int64"), _with_params_of(kernel, function).body, body
         )
+    # An empty batch has no rows to read and no grid to launch.
+    body = tirx.IfThenElse(M >= tirx.const(1, "int64"), body, None)
     body = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", body))
     # Without the attribute the branch is hoisted out of, or duplicated inside, the kernels it chooses between.
     return function.with_body(body).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)

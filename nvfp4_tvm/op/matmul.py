@@ -102,7 +102,8 @@ def _legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     has_bias = len(call.args) == 5
 
     def matmul(*tensors: te.Tensor) -> te.Tensor:
-        return te_matmul(*tensors[:4], tensors[4] if has_bias else None, N, out_dtype)
+        x, words, scales, global_scale = tensors[:4]
+        return te_matmul(x, words, scales, global_scale, tensors[4] if has_bias else None, N, out_dtype)
 
     out = builder.emit_te(matmul, rows, *call.args[1:], primfunc_name_hint="nvfp4_matmul")
     return unflatten(out, leading, N)

@@ -113,7 +113,7 @@ class Manifest:
         kinds = {"int": int, "str": str, "tuple[str, ...]": list, "tuple[int, ...]": list}
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = raw.get(field.name)
+            value: Any = raw.get(field.name)
             kind = kinds.get(str(field.type))
             allowed = (int, type(None)) if kind is None else (kind,)  # None: a field of type "int | None"
             wrong = type(value) not in allowed

@@ -96,9 +96,8 @@ def test_scalar_global_scale_spreads_over_the_rows():
 
 
 def test_packed_size_is_the_checkpoints():
-    assert sum(np.prod(shape) * 4 for shape in (layout.words_shape(4096, 4096), layout.scales_shape(4096, 4096))) == (
-        4096 * 4096 * 9 // 16
-    )  # fmt: skip
+    shapes = (layout.words_shape(4096, 4096), layout.scales_shape(4096, 4096))
+    assert sum(np.prod(shape) * 4 for shape in shapes) == 4096 * 4096 * 9 // 16
 
 
 @pytest.mark.parametrize(

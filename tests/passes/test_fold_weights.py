@@ -134,7 +134,7 @@ def test_weights_that_are_inputs_are_packed_at_run_time_with_a_warning(caplog):
 def test_functions_that_disagree_on_weights_are_refused():
     builder = model(("a",), function="prefill")
     model(("a", "b"), function="decode", builder=builder)
-    with pytest.raises(NVFP4Error, match="function .* takes other weight parameters"):
+    with pytest.raises(NVFP4Error, match=r"function .* takes other weight parameters"):
         fold(builder)
 
 

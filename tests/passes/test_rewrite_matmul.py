@@ -118,7 +118,7 @@ def test_shared_weight_is_packed_once(weight):
 
 
 def test_tied_embedding_reads_the_packed_table(weight):
-    params, x = weight.params(), x_var()
+    params = weight.params()
     ids = relax.Var("ids", relax.TensorType((1, symbolic("s")), "int32"))
 
     def body(b):

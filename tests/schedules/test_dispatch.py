@@ -1,5 +1,7 @@
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import tvm
 from tvm import tirx
@@ -18,7 +20,7 @@ PROBLEM = MatmulProblem(48, 64, x_dtype="float32", out_dtype="float32")
 def test_tables_cover_every_m_once(kind):
     ranges = [m_range for m_range, _ in TABLES[kind]]
     assert ranges[0].low == 1 and ranges[-1].high is None
-    for lower, upper in zip(ranges, ranges[1:], strict=False):
+    for lower, upper in pairwise(ranges):
         assert lower.high + 1 == upper.low
 
 
@@ -73,8 +75,6 @@ class _Mark(KernelRule):
 
 
 def test_each_m_takes_the_branch_of_its_range(monkeypatch):
-    import numpy as np
-
     ranges = [MRange(1, 1), MRange(2, 4), MRange(5, 16), MRange(17)]
     table = tuple((m_range, (_Mark(i),)) for i, m_range in enumerate(ranges))
     monkeypatch.setitem(dispatch_module.TABLES, "llvm", table)
@@ -90,6 +90,17 @@ def test_each_m_takes_the_branch_of_its_range(monkeypatch):
         function["main"](tvm.runtime.tensor(np.ones((M, PROBLEM.K), np.float32)), *packed, out)
         expected = next(i for i, m_range in enumerate(ranges) if M in m_range)
         assert (out.numpy() == expected).all(), M
+
+
+def test_an_empty_batch_does_nothing():
+    function = tvm.compile(
+        tvm.IRModule({"main": dispatch(PROBLEM, LLVM).with_attr("global_symbol", "main")}), LLVM
+    )
+    arrays = [
+        np.zeros([0 if isinstance(e, tirx.Var) else int(e) for e in p.shape], str(p.dtype))
+        for p in dispatch(PROBLEM, LLVM).params
+    ]
+    function["main"](*map(tvm.runtime.tensor, arrays))
 
 
 def test_a_range_nobody_covers_is_refused(monkeypatch):

@@ -5,8 +5,8 @@ from tvm.s_tir import dlight as dl
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.op.pack import repack
-from nvfp4_tvm.schedules.gemm_plain import matmul_prim_func
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.gemm_plain import matmul_prim_func
 from nvfp4_tvm.schedules.repack import CPURepack
 from nvfp4_tvm.target import resolve_target
 

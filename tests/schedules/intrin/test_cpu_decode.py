@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import tvm
 from cpu_kernels import host
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.target.codegen import target_has_features
+from tvm.tirx.script.builder import ir as T
+
 from nvfp4_tvm import layout, numerics
 from nvfp4_tvm.schedules.intrin.cpu_decode import (
     AVX2Decoder,
@@ -11,10 +16,6 @@ from nvfp4_tvm.schedules.intrin.cpu_decode import (
     PortableDecoder,
     decoder_for,
 )
-from tvm.script.ir_builder import IRBuilder
-from tvm.target import Target
-from tvm.target.codegen import target_has_features
-from tvm.tirx.script.builder import ir as T
 
 FORMS = [PortableDecoder, AVX2Decoder, AVX512Decoder]
 
