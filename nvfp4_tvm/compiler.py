@@ -148,6 +148,7 @@ def compile(
         log = _build_library(mod, resolved, work / LIBRARY)
         report("build", 2, 2)
         _write_params(opened, canonical, packed, transform, work, report)
+        host = resolved.target.host or resolved.target
         manifest = Manifest(
             target=resolved.name,
             device_type=resolved.device_type,
@@ -160,7 +161,8 @@ def compile(
             param_names=tuple(packed),
             bos_token_id=config.bos_token_id,
             eos_token_ids=config.eos_token_ids,
-            llvm_cpu=str((resolved.target.host or resolved.target).attrs.get("mcpu", "")),
+            llvm_cpu=str(host.attrs.get("mcpu", "")),
+            llvm_attributes=tuple(str(attribute) for attribute in host.attrs.get("mattr", ())),
         )
         manifest.write(work)
         for pattern in COPIED:

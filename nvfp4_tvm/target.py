@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -215,6 +216,25 @@ def _linux_cpu_flags() -> set[str] | None:
         if key.strip() == "flags":
             return set(value.split())
     return None
+
+
+def unsupported_features(cpu: str, attributes: Sequence[str]) -> list[str]:
+    """Return the instructions that code for a processor may use and this machine lacks.
+
+    Parameters
+    ----------
+    cpu : str
+        LLVM's name of the processor that the code was compiled for.
+    attributes : sequence of str
+        LLVM attributes, such as ``-avx512f``, that the code was compiled with.
+
+    Returns
+    -------
+    list of str
+        Empty where the machine does not tell, or is no x86.
+    """
+    missing = _missing_features(cpu, str(llvm_get_system_triple())) if cpu else []
+    return [name for name in missing if f"-{name}" not in attributes]
 
 
 def _missing_features(cpu: str, triple: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from nvfp4_tvm import layout
 from nvfp4_tvm.checkpoint.base import KV_SCALES
 from nvfp4_tvm.checkpoint.reader import Checkpoint
+from nvfp4_tvm.checkpoint.storage import TensorInfo
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.models.config import DecoderConfig
 from nvfp4_tvm.models.structure import (
@@ -132,11 +133,7 @@ def load_parameter(checkpoint: Checkpoint, source: ParamSource) -> np.ndarray:
 
 def _plain(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) -> np.ndarray:
     name = f"{module}.{source.field}"
-    info, shape = checkpoint.tensor_info(name), (rows, *source.shape[1:])
-    if tuple(info.shape) != shape:
-        raise CheckpointError(
-            f"{info.file}: tensor {name}: found shape {list(info.shape)}, expected {list(shape)} by config"
-        )
+    info = _check_shape(checkpoint, name, (rows, *source.shape[1:]))
     tensor = checkpoint.tensor(name)
     if tensor.dtype not in (_NUMPY["float32"], _NUMPY["float16"], _NUMPY["bfloat16"]):
         raise CheckpointError(f"{info.file}: tensor {name}: found {info.dtype}, expected BF16, F16 or F32")
@@ -149,6 +146,15 @@ def _plain(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) 
             f"choose a wider model dtype or repair the checkpoint"
         )
     return cast
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    info = checkpoint.tensor_info(name)
+    if tuple(info.shape) != shape:
+        raise CheckpointError(
+            f"{info.file}: tensor {name}: found shape {list(info.shape)}, expected {list(shape)} by config"
+        )
+    return info
 
 
 def _nvfp4(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) -> np.ndarray:
@@ -166,7 +172,7 @@ def _nvfp4(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) 
 
 
 def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """Check that the checkpoint has the tensors of the model and no others.
+    """Check that the checkpoint has the tensors of the model, in their shapes, and no others.
 
     Ignored are RoPE frequencies (computed from the config), scales of a quantized KV cache, and a copy of the
     embedding as the head of a tied model.
@@ -174,7 +180,8 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     Raises
     ------
     CheckpointError
-        Names the first missing or surplus tensor and their number, or says that a tied head differs.
+        Names the first missing or surplus tensor and their number, a tensor whose shape contradicts the
+        config, or says that a tied head differs.
     """
     quantized = quantized_modules(checkpoint)
     sources = parameter_sources(config, quantized, "float32").values()
@@ -204,6 +211,16 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             f"{checkpoint.path}: tensor {extra[0]}{more}: found a tensor that a {config.model_type} model "
             f"with this config has no use for; remove it or correct config.json"
         )
+    layers = checkpoint.layers(read_data=False)
+    for source in sources:
+        for module, rows in source.modules:
+            if source.field in ("weight", "bias"):
+                _check_shape(checkpoint, f"{module}.{source.field}", (rows, *source.shape[1:]))
+            elif source.field == "codes" and layers[module].shape != (rows, 2 * source.shape[1]):
+                raise CheckpointError(
+                    f"{checkpoint.path}: module {module}: found an NVFP4 weight "
+                    f"{list(layers[module].shape)}, expected {[rows, 2 * source.shape[1]]} by config.json"
+                )
 
 
 def _expected(name: str, packed: set[str]) -> bool:

@@ -27,6 +27,7 @@ from nvfp4_tvm.checkpoint.storage import open_shards, read_json
 from nvfp4_tvm.codegen import load_cuda_runtime
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
 from nvfp4_tvm.runtime.runner import Runner
+from nvfp4_tvm.target import unsupported_features
 
 MANIFEST = "nvfp4_tvm.json"
 LIBRARY = "lib.so"
@@ -60,7 +61,9 @@ class Manifest:
     eos_token_ids : tuple of int
         Tokens that end a text.
     llvm_cpu : str
-        The processor the host code was compiled for.
+        LLVM's name of the processor the host code was compiled for.
+    llvm_attributes : tuple of str
+        LLVM attributes it was compiled with.
     folder_version, layout_version : int
         Versions of this file and of the packed layout.
     package_version, tvm_version : str
@@ -79,6 +82,7 @@ class Manifest:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     llvm_cpu: str = ""
+    llvm_attributes: tuple[str, ...] = ()
     folder_version: int = FOLDER_VERSION
     layout_version: int = layout.LAYOUT_VERSION
     package_version: str = __version__
@@ -149,8 +153,14 @@ def device_of(manifest: Manifest) -> tvm.runtime.Device:
     Raises
     ------
     LibraryError
-        If it needs a GPU and there is none.
+        If it needs a GPU and there is none, or instructions that this machine's processor lacks.
     """
+    lacking = unsupported_features(manifest.llvm_cpu, manifest.llvm_attributes)
+    if lacking:
+        raise LibraryError(
+            f"compiled for the processor {manifest.llvm_cpu}, but this one lacks {', '.join(lacking)}; "
+            f"compile on this machine, or with --target 'llvm -mcpu=...' for it"
+        )
     if manifest.device_type == "cuda":
         load_cuda_runtime()
     device = tvm.device(manifest.device_type, 0)

@@ -143,3 +143,18 @@ def test_nvfp4_of_another_shape(tmp_path):
     assert (
         "module model.layers.0.mlp.gate_proj: found codes of shape [256, 64], expected [512, 64]" in message
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"intermediate_size": 512}, r"NVFP4 weight \[256, 128\], expected \[512, 128\] by config.json"),
+        ({"vocab_size": 1024}, r"found shape \[512, 128\], expected \[1024, 128\] by config"),
+    ],
+)
+def test_shapes_are_checked_before_anything_is_built(tmp_path, change, match):
+    folder = make_modelopt(tmp_path)
+    edit_config(folder, **change)
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=match):
+        check_tensors(checkpoint, DecoderConfig.from_hf(checkpoint.config))
