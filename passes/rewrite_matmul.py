@@ -151,6 +151,8 @@ class _Rewriter(PyExprMutator):
     def _take(self, call: relax.Call) -> relax.Expr | None:
         if not is_call(call, "relax.take") or call.attrs.axis is None or int(call.attrs.axis) != 0:
             return None
+        if call.attrs.mode not in ("fast", "clip"):  # "fast" leaves indices outside undefined
+            return None
         dequantize = self.uses.lookup(call.args[0])
         if not is_call(dequantize, DEQUANTIZE) or self.uses.key(dequantize) not in self.packed:
             return None

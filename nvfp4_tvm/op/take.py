@@ -1,6 +1,7 @@
 """``nvfp4.take``: rows of a packed NVFP4 weight, for embedding tables that a tied head packs.
 
-``nvfp4.take(words, scales, global_scale, indices int32|int64[...])`` returns ``out_dtype[..., K]``.
+``nvfp4.take(words, scales, global_scale, indices int32|int64[...])`` returns ``out_dtype[..., K]``. Indices
+outside of 0..N-1 are clipped, as ``relax.op.take(mode="clip")`` does.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> relax.Type:
 
 
 def _legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    K, out_dtype = int(call.attrs["K"]), call.attrs["out_dtype"]
+    N, K, out_dtype = int(call.attrs["N"]), int(call.attrs["K"]), call.attrs["out_dtype"]
 
     def te_take(
         words: te.Tensor, scales: te.Tensor, global_scale: te.Tensor, indices: te.Tensor
     ) -> te.Tensor:
+        zero, last = (tirx.const(row, str(indices.dtype)) for row in (0, N - 1))
+
         def element(*axes: tirx.Expr) -> tirx.Expr:
-            n, k = indices[axes[:-1]], axes[-1]
+            index, k = indices[axes[:-1]], axes[-1]
+            n = tirx.max(tirx.min(index, last), zero)
             return (packed_weight(words, scales, n, k) * global_scale[n]).astype(out_dtype)
 
         return te.compute((*indices.shape, K), element, name="take")

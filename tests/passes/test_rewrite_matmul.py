@@ -130,6 +130,19 @@ def test_tied_embedding_reads_the_packed_table(weight):
     assert names == ["nvfp4.pack", "nvfp4.take", "nvfp4.matmul"]
 
 
+def test_a_take_that_must_not_clip_dequantizes(weight):
+    params = weight.params()
+    ids = relax.Var("ids", relax.TensorType((symbolic("s"),), "int32"))
+
+    def body(b):
+        table = b.emit(op.dequantize(*params, "float16"))
+        rows = b.emit(relax.op.take(table, ids, axis=0, mode="wrap"))
+        return b.emit(relax.op.matmul(rows, b.emit(relax.op.permute_dims(table))))
+
+    names = calls(rewrite(build_function([ids, *params], body))["main"])
+    assert "nvfp4.take" not in names and "nvfp4.dequantize_packed" in names and "relax.take" in names
+
+
 def test_tied_embedding_across_functions(weight):
     x = x_var()
     ids = relax.Var("ids", relax.TensorType((symbolic("s"),), "int32"))

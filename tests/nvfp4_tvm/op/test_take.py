@@ -20,3 +20,6 @@ def test_take_gathers_rows():
     chosen = np.array([[49, 0, 17, 17, 32]], np.int32)
     found = machine["main"](*map(tensor, (*arrays, chosen))).numpy()
     np.testing.assert_allclose(found, weight.exact()[chosen], rtol=1e-6)
+    outside = np.array([[-1, 50, 10**6, 3, -(10**6)]], np.int32)
+    found = machine["main"](*map(tensor, (*arrays, outside))).numpy()
+    np.testing.assert_allclose(found, weight.exact()[[[0, 49, 49, 3, 0]]], rtol=1e-6)
