@@ -30,8 +30,8 @@ from nvfp4_tvm.schedules.intrin.cpu_decode import Decoder, decoder_for
 CHUNK_M = 96
 #: Weight rows of a register tile: rows g, g + 1 of both halves.
 TILE_ROWS = 4
-#: Codes along K decoded at once: 16 rows * 256 * 4 bytes = 16 KiB.
-PIECE_K = 256
+#: Codes along K decoded at once: 16 rows * 512 * 4 bytes = 32 KiB.
+PIECE_K = 512
 
 
 class CPUGemm(KernelRule):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from tvm.target import Target
 from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder.frame import IfFrame
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
@@ -24,9 +25,9 @@ from nvfp4_tvm.schedules.intrin.cpu_decode import Decoder, decoder_for
 TERMS = {"bfloat16": 1, "float16": 2, "float32": 3}
 #: Rows of activations for which the weights are decoded once, by terms: their tiles should stay in L2.
 CHUNK_M = {1: 128, 2: 64, 3: 64}
-#: Tile registers: accumulators, the weights', and the activations', which take turns.
-ACCUMULATORS = 4
-WEIGHTS, ACTIVATIONS = 4, (5, 6, 7)
+#: Tile registers: two weight tiles by two activation tiles of accumulators, and the factors, so that every
+#: tile that is loaded is used twice.
+ACCUMULATORS, WEIGHTS, ACTIVATIONS = ((0, 1), (2, 3)), (4, 5), (6, 7)
 PAIRS = layout.CODES_PER_WORD // 2
 
 
@@ -62,8 +63,10 @@ def _body(args: Arguments, decoder: Decoder) -> None:
         tiles_m = T.Bind((T.min(args.M - first, chunk) + (tile_m - 1)) // tile_m)
         with T.parallel(args.blocks) as c, T.grid(tiles_m, tile_m) as (mb, m):
             _activation_row(args, xt, mb, c, m, first + mb * tile_m + m)
-        with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t:
-            _tile(args, decoder, t, first, tiles_m, xt)
+        tiles_n = layout.tiles(args.problem.N, 1)[0]
+        with T.parallel(-(-tiles_n // 2)) as pair:
+            # Of an odd number the last tile is computed twice, to the same numbers.
+            _tiles(args, decoder, (pair * 2, T.min(pair * 2 + 1, tiles_n - 1)), first, tiles_m, xt)
 
 
 def _activation_row(args: Arguments, xt: Buffer, mb: Expr, c: Expr, m: Expr, row: Expr) -> None:
@@ -99,45 +102,51 @@ def _terms(value: Expr, count: int) -> list[Expr]:
     return result
 
 
-def _tile(args: Arguments, decoder: Decoder, t: Expr, first: Expr, tiles_m: Expr, xt: Buffer) -> None:
-    """Compute 16 columns of ``out`` for the rows of one chunk."""
+def _tiles(
+    args: Arguments, decoder: Decoder, ts: tuple[Expr, Expr], first: Expr, tiles_m: Expr, xt: Buffer
+) -> None:
+    """Compute the columns of ``out`` of two weight tiles for the rows of one chunk."""
     max_tiles, blocks, pairs, terms, _, tile_m = (int(extent) for extent in xt.shape)
-    config = named("config", T.alloc_buffer((16,), "uint32"))
-    amx.configure(config)
-    weights = named("weights", T.alloc_buffer((blocks, pairs, layout.TILE_N, ROW_WORDS), "uint32"))
-    sums = named("sums", T.alloc_buffer((ACCUMULATORS, layout.TILE_N, tile_m), "uint32"))
-    with T.serial((tiles_m + (ACCUMULATORS - 1)) // ACCUMULATORS) as group:
-        tiles = range(min(ACCUMULATORS, max_tiles))
+    amx.configure(named("config", T.alloc_buffer((16,), "uint32")))
+    weights = named("weights", T.alloc_buffer((blocks, pairs, 2, layout.TILE_N, ROW_WORDS), "uint32"))
+    sums = named("sums", T.alloc_buffer((layout.TILE_N, tile_m), "uint32"))
+    with T.serial((tiles_m + 1) // 2) as group:
+        columns = range(min(2, max_tiles))
 
-        def present(i: int) -> object:
-            return T.If(group * ACCUMULATORS + i < tiles_m)
+        def present(j: int) -> IfFrame:
+            return T.If(group * 2 + j < tiles_m)
 
-        for i in tiles:
-            amx.zero(i)
+        for i in range(2):
+            for j in columns:
+                amx.zero(ACCUMULATORS[i][j])
         with T.serial(blocks) as c:
             # In the first group, so that decoding a block overlaps with the products of the one before.
             with T.If(group == 0), T.Then(), T.serial(8) as g:
-                _decode(args, decoder, t, c, g, weights)
+                for i, t in enumerate(ts):
+                    _decode(args, decoder, t, c, g, weights, i)
             for pair in range(pairs):
-                amx.load_tile(WEIGHTS, weights, c, pair, 0, 0)
-                for i in tiles:
-                    with present(i), T.Then():
+                for i in range(2):
+                    amx.load_tile(WEIGHTS[i], weights, c, pair, i, 0, 0)
+                for j in columns:
+                    with present(j), T.Then():
                         for term in range(terms):
-                            b = ACTIVATIONS[(i * terms + term) % len(ACTIVATIONS)]
-                            amx.load_tile(b, xt, group * ACCUMULATORS + i, c, pair, term, 0, 0)
-                            amx.multiply(i, WEIGHTS, b)
-        for i in tiles:
-            with present(i), T.Then():
-                amx.store_tile(i, sums, i, 0, 0)
-                with T.serial(tile_m) as m:
-                    row = first + (group * ACCUMULATORS + i) * tile_m + m
-                    with T.If(row < args.M), T.Then(), T.serial(layout.TILE_N) as r:
-                        args.write(row, t * layout.TILE_N + r, T.reinterpret("float32", sums[i, r, m]))
+                            amx.load_tile(ACTIVATIONS[j], xt, group * 2 + j, c, pair, term, 0, 0)
+                            for i in range(2):
+                                amx.multiply(ACCUMULATORS[i][j], WEIGHTS[i], ACTIVATIONS[j])
+        for i, t in enumerate(ts):
+            for j in columns:
+                with present(j), T.Then():
+                    amx.store_tile(ACCUMULATORS[i][j], sums, 0, 0)
+                    with T.serial(tile_m) as m:
+                        row = first + (group * 2 + j) * tile_m + m
+                        with T.If(row < args.M), T.Then(), T.serial(layout.TILE_N) as r:
+                            total = T.reinterpret("float32", sums[r, m])
+                            args.write(row, t * layout.TILE_N + r, total)
     amx.release()
 
 
-def _decode(args: Arguments, decoder: Decoder, t: Expr, c: Expr, g: Expr, weights: Buffer) -> None:
-    """Decode block c of rows g and g + 8, scaled, to pairs of bfloat16 bits."""
+def _decode(args: Arguments, decoder: Decoder, t: Expr, c: Expr, g: Expr, weights: Buffer, i: int) -> None:
+    """Decode block c of rows g and g + 8 of tile t, scaled, to pairs of bfloat16 bits in ``weights[.., i]``."""
     scales = T.Bind(decoder.e4m3(args.load_scales(t, g, c, ROW_WORDS)))
     for h in range(2):
         words = T.Bind(args.load_words(t, h, g, c, ROW_WORDS))
@@ -147,4 +156,4 @@ def _decode(args: Arguments, decoder: Decoder, t: Expr, c: Expr, g: Expr, weight
                 T.Bind(T.reinterpret(f"uint32x{ROW_WORDS}", decoder.e2m1(words, 2 * pair + half) * factor))
                 for half in range(2)
             )
-            store(weights, (even >> 16) | odd, c, pair, h * 8 + g, 0)
+            store(weights, (even >> 16) | odd, c, pair, i, h * 8 + g, 0)

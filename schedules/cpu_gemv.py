@@ -29,6 +29,8 @@ from nvfp4_tvm.schedules.intrin.cpu_decode import Decoder, decoder_for
 #: Largest M whose accumulators stay in registers.
 MAX_M = 8
 SCALE_WEIGHTS_FROM = 5
+#: Activations that a tile's rows use in turn, so that they are read from L1 (32 KiB or more).
+PIECE_BYTES = 16 * 1024
 
 
 class CPUGemv(KernelRule):
@@ -55,18 +57,28 @@ def _body(args: Arguments, decoder: Decoder, rows: int) -> None:
         transpose_activations(args, xt, (), step, 0, rows, lanes)
     # The rows of one pass share the loads of activations and, in pairs of h, those of scales.
     pairs = 2 if rows <= 2 and decoder.registers >= 32 else 1
-    with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t, T.serial(8 // pairs) as part:
-        members = [(h, part * pairs + i) for i in range(pairs) for h in range(2)]
-        sums = [named("acc", T.alloc_buffer((rows, lanes), "float32")) for _ in members]
-        for acc in sums:
+    parts = 8 // pairs
+    piece_steps = min(steps, max(1, PIECE_BYTES // (layout.CODES_PER_WORD * rows * lanes * 4)))
+    with T.parallel(layout.tiles(args.problem.N, 1)[0]) as t:
+        sums = named("sums", T.alloc_buffer((parts, 2 * pairs, rows, lanes), "float32"))
+        with T.grid(parts, 2 * pairs, rows) as (part, i, m):
+            store(sums, zeros(lanes), part, i, m, 0)
+        with T.grid(-(-steps // piece_steps), parts) as (piece, part):
+            members = [(h, part * pairs + i) for i in range(pairs) for h in range(2)]
+            accs = [named("acc", T.alloc_buffer((rows, lanes), "float32")) for _ in members]
+            for i, acc in enumerate(accs):
+                for m in range(rows):
+                    store(acc, load(sums, part, i, m, 0, lanes=lanes), m, 0)
+            start = piece * piece_steps
+            with T.serial(T.min(piece_steps, steps - start)) as step:
+                _step(args, decoder, t, start + step, members, accs, xt)
+            for i, acc in enumerate(accs):
+                for m in range(rows):
+                    store(sums, load(acc, m, 0, lanes=lanes), part, i, m, 0)
+        with T.grid(parts, 2 * pairs) as (part, i):
             for m in range(rows):
-                store(acc, zeros(lanes), m, 0)
-        with T.serial(steps) as step:
-            _step(args, decoder, t, step, members, sums, xt)
-        for (h, g), acc in zip(members, sums, strict=True):
-            for m in range(rows):
-                total = horizontal_sum(T.Bind(load(acc, m, 0, lanes=lanes)))
-                n = t * layout.TILE_N + h * 8 + g
+                total = horizontal_sum(T.Bind(load(sums, part, i, m, 0, lanes=lanes)))
+                n = t * layout.TILE_N + i % 2 * 8 + part * pairs + i // 2
                 if m < args.problem.M.low:
                     args.write(m, n, total)
                 else:
@@ -80,7 +92,7 @@ def _step(
     t: Expr,
     step: Expr,
     members: list[tuple[int, Expr]],
-    sums: list[Buffer],
+    accs: list[Buffer],
     xt: Buffer,
 ) -> None:
     """Add one step of K, ``lanes`` words of every member row, to the sums."""
@@ -93,16 +105,17 @@ def _step(
             scales = T.Bind(decoder.e4m3(args.load_scales(t, g, step, lanes)))
         words.append(T.Bind(args.load_words(t, h, g, step, lanes)))
         factors.append(T.Bind(T.Shuffle([scales], scale_lanes(h, lanes))))
-        partial.append([load(sums[i], m, 0, lanes=lanes) for m in range(rows)])
+        partial.append([load(accs[i], m, 0, lanes=lanes) for m in range(rows)])
     for j in range(layout.CODES_PER_WORD):
-        x = [T.Bind(load(xt, step, j, m, 0, lanes=lanes)) for m in range(rows)]
-        for i in range(len(members)):
-            weight = decoder.e2m1(words[i], j)
-            weight = T.Bind(weight * factors[i] if scale_weights else weight)
-            for m in range(rows):
-                product = weight * x[m]
+        weights = [T.Bind(decoder.e2m1(word, j)) for word in words]
+        if scale_weights:
+            weights = [T.Bind(weight * factor) for weight, factor in zip(weights, factors, strict=True)]
+        for m in range(rows):
+            x = T.Bind(load(xt, step, j, m, 0, lanes=lanes))
+            for i, weight in enumerate(weights):
+                product = weight * x
                 partial[i][m] = T.Bind(partial[i][m] + product if j or scale_weights else product)
-    for i, acc in enumerate(sums):
+    for i, acc in enumerate(accs):
         for m in range(rows):
             value = partial[i][m]
             if not scale_weights:

@@ -82,7 +82,7 @@ class AVX2Decoder(Decoder):
     """Magnitudes by ``vpermps ymm`` (the index is the low 3 bits of a lane), scales by F16C."""
 
     name, lanes, registers = "avx2", 8, 16
-    features = ("avx2", "f16c", "fma")
+    features: tuple[str, ...] = ("avx2", "f16c", "fma")
 
     def e2m1(self, words: Expr, j: int) -> Expr:
         """See `Decoder.e2m1`."""
