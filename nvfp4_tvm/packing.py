@@ -13,6 +13,7 @@ from tvm.s_tir import dlight as dl
 from tvm.target import Target
 
 from nvfp4_tvm.passes.fold_weights import TRANSFORM
+from nvfp4_tvm.runtime.threads import configure_threads
 from nvfp4_tvm.schedules.repack import CPURepack
 
 GetItem = Callable[[int], np.ndarray]
@@ -62,6 +63,8 @@ def run_transform(executable: relax.VMExecutable, get_item: GetItem, set_item: S
     set_item : callable
         Takes packed parameter number i; the array is only valid during the call.
     """
+
+    configure_threads()
 
     def get(index: int) -> tvm.runtime.Tensor:
         return tvm.runtime.tensor(get_item(int(index)))

@@ -49,7 +49,13 @@ _PORTABLE_X86 = "x86-64-v2"
 
 # Features by which LLVM chooses instructions on its own, with the name that Linux gives them where it is more
 # than a matter of underscores (arch/x86/include/asm/cpufeatures.h)
-_LINUX_FLAGS = {"bmi": "bmi1", "lzcnt": "abm"}
+_LINUX_FLAGS = {
+    "bmi": "bmi1",
+    "lzcnt": "abm",
+    "amx-tile": "amxtile",
+    "amx-bf16": "amxbf16",
+    "amx-int8": "amxint8",
+}
 _X86_FEATURES = [
     "avx",
     "avx2",
@@ -77,6 +83,9 @@ _X86_FEATURES = [
     "avx512vpopcntdq",
     "avx512bf16",
     "avx512fp16",
+    "amx-tile",
+    "amx-bf16",
+    "amx-int8",
 ]
 
 _LLVM_OPTIONS = ("mcpu", "mattr", "mtriple", "num-cores")

@@ -17,6 +17,7 @@ from nvfp4_tvm.errors import LibraryError, NVFP4Error
 from nvfp4_tvm.models.kv_cache import PAGE_SIZE
 from nvfp4_tvm.models.values import positive_integer
 from nvfp4_tvm.runtime.sampling import Sampling
+from nvfp4_tvm.runtime.threads import configure_threads
 
 _SEQUENCE = 0
 
@@ -81,6 +82,7 @@ class Runner:
         metadata: Mapping[str, Any],
         device: tvm.runtime.Device,
     ):
+        configure_threads()
         self.device = device
         self.vocab_size = positive_integer(metadata, "vocab_size")
         self.context_length = positive_integer(metadata, "context_length")

@@ -38,10 +38,17 @@ def test_intersect(a, b, expected):
 
 
 @pytest.mark.parametrize(
-    ("M", "expected"), [(1, "cpu-gemv"), (2, "cpu-gemv"), (8, "cpu-gemv"), (9, "cpu-gemm"), (300, "cpu-gemm")]
+    ("cpu", "M", "expected"),
+    [
+        *(("haswell", M, "cpu-gemv") for M in (1, 2, 5, 8)),
+        *(("haswell", M, "cpu-gemm") for M in (9, 300)),
+        *(("sapphirerapids", M, "cpu-gemv") for M in (1, 2, 4)),
+        *(("sapphirerapids", M, "cpu-gemm-amx") for M in (5, 8, 9, 300)),
+    ],
 )
-def test_static_m_gets_the_kernel_of_its_range(M, expected):
-    ((_, rule, function),) = kernels_for(replace(PROBLEM, M=MRange(M, M)), LLVM)
+def test_static_m_gets_the_kernel_of_its_range(cpu, M, expected):
+    target = resolve_target(f"llvm -mcpu={cpu} -mtriple=x86_64-linux-gnu").target
+    ((_, rule, function),) = kernels_for(replace(PROBLEM, M=MRange(M, M)), target)
     assert rule.name == expected
     assert int(function.params[0].shape[0]) == M
 

@@ -67,7 +67,7 @@ def test_target_errors(cli, nvfp4_folder, tmp_path, target):
 
 def test_an_existing_output_is_kept(cli, nvfp4_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    for more, message in (((), "--force"), (("--force",), "not a compiled folder")):
+    for more, message in (((), "--force"), (("--force",), "no compiled folder")):
         done = cli("compile", nvfp4_folder, "-o", tmp_path, "--target", "llvm", *more)
         assert done.code == 2 and message in done.err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
