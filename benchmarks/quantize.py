@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,20 +82,20 @@ def run_one(source: str, target: str, form: str, method: str) -> None:
     from nvfp4_tvm.quantize import quantize_checkpoint
 
     summary = quantize_checkpoint(source, target, format=form, method=method)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: on Linux its maximum survives exec, so it would be that of the process that made the weights.
+    status = Path("/proc/self/status").read_text()
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", status)
     print(
         json.dumps(
             {
                 "format": form,
                 "method": method,
-                "layers": len(summary.layers)
-                if isinstance(summary.layers, (list, tuple))
-                else summary.layers,
+                "layers": summary.layers,
                 "bytes_read": summary.bytes_read,
                 "bytes_written": summary.bytes_written,
                 "seconds": round(summary.seconds, 3),
                 "mb_per_s": round(summary.mb_per_s, 1),
-                "peak_bytes": peak,
+                "peak_bytes": 1024 * int(peak),
             }
         )
     )

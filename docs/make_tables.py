@@ -34,18 +34,22 @@ def cpu_linear(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table a file that ``benchmarks/cpu_linear.py`` wrote: median milliseconds a call."""
     parts = []
     for report in reports:
-        figures = report["figures"]
+        # The kernels that the dispatch chooses, beside torch; the families it chooses from are in the file.
+        figures = [row for row in report["rows"] if not row["contender"].startswith("nvfp4 cpu-")]
         N, K = figures[0]["N"], figures[0]["K"]
         Ms = sorted({figure["M"] for figure in figures})
         median = {(f["contender"], f["M"], f["cold"]): f["median_ms"] for f in figures}
         contenders = list(dict.fromkeys(figure["contender"] for figure in figures))
         columns = ["", *(f"M={M}, {'cold' if cold else 'warm'}" for M in Ms for cold in (False, True))]
         rows = [
-            [name, *(f"{median[name, M, cold]:.2f}" for M in Ms for cold in (False, True))]
+            [
+                name.replace("nvfp4 table", "nvfp4_tvm"),
+                *(f"{median[name, M, cold]:.2f}" for M in Ms for cold in (False, True)),
+            ]
             for name in contenders
         ]
         parts.append(
-            f"{report['device']}, {report['threads']} threads, {report['date'][:10]}, torch "
+            f"{report['cpu']} ({report['llvm_cpu']}), {report['threads']} threads, {report['date']}, torch "
             f"{report['versions']['torch']}: a linear layer with N={N}, K={K}, median milliseconds a call. "
             "Warm calls use one weight again and again, cold ones rotate over copies beyond any cache.\n\n"
             + markdown_table(columns, rows)

@@ -13,12 +13,18 @@ SPEC.loader.exec_module(make_tables)
 def report(**more):
     figures = [
         {"contender": name, "M": M, "N": 64, "K": 32, "cold": cold, "median_ms": ms + M + cold / 2}
-        for name, ms in (("torch bfloat16", 0.125), ("nvfp4", 0.0))
+        for name, ms in (("torch bfloat16", 0.125), ("nvfp4 table, float32", 0.0), ("nvfp4 cpu-gemm", 9.0))
         for M in (8, 1)
         for cold in (True, False)
     ]
-    base = {"device": "Some CPU", "threads": 2, "date": "2026-01-02T03:04:05", "versions": {"torch": "9"}}
-    return base | {"figures": figures} | more
+    base = {
+        "cpu": "Some CPU",
+        "llvm_cpu": "some",
+        "threads": 2,
+        "date": "2026-01-02",
+        "versions": {"torch": "9"},
+    }
+    return base | {"rows": figures} | more
 
 
 def test_the_documents_hold_what_the_measurements_say():
@@ -27,12 +33,14 @@ def test_the_documents_hold_what_the_measurements_say():
 
 def test_cpu_linear():
     lines = make_tables.cpu_linear([report()]).splitlines()
-    assert lines[0].startswith("Some CPU, 2 threads, 2026-01-02, torch 9: a linear layer with N=64, K=32, ")
+    assert lines[0].startswith(
+        "Some CPU (some), 2 threads, 2026-01-02, torch 9: a linear layer with N=64, K=32, "
+    )
     assert lines[2:] == [
         "|  | M=1, warm | M=1, cold | M=8, warm | M=8, cold |",
         "| :-- | --: | --: | --: | --: |",
         "| torch bfloat16 | 1.12 | 1.62 | 8.12 | 8.62 |",
-        "| nvfp4 | 1.00 | 1.50 | 8.00 | 8.50 |",
+        "| nvfp4_tvm, float32 | 1.00 | 1.50 | 8.00 | 8.50 |",
     ]
 
 
