@@ -75,7 +75,7 @@ def test_tables_are_filled_from_files(tmp_path):
         "No measurement" in empty and "old" not in empty and empty.startswith("a\n") and empty.endswith("b\n")
     )
     for name in ("one", "two"):
-        (tmp_path / f"cpu_linear_{name}.json").write_text(json.dumps(report(device=f"CPU {name}")))
+        (tmp_path / f"cpu_linear_{name}.json").write_text(json.dumps(report(cpu=f"CPU {name}")))
     full = make_tables.filled(empty, tmp_path)
     assert "CPU one" in full and "CPU two" in full and "No measurement" not in full
     assert make_tables.filled(full, tmp_path) == full
