@@ -56,7 +56,7 @@ def _body(args: Arguments, decoder: Decoder) -> None:
     if high is not None:
         chunk = min(chunk, -(-high // tile_m) * tile_m)
     shape = (chunk // tile_m, args.blocks, PAIRS, terms, ROW_WORDS, tile_m)
-    xt = named("xt", T.alloc_buffer(shape, "uint32"))
+    xt = named("xt", T.alloc_buffer(shape, amx.SCRATCH))
     amx.request_permission()
     with T.serial((args.M + (chunk - 1)) // chunk) as chunk_index:
         first = T.Bind(chunk_index * chunk)
@@ -88,7 +88,7 @@ def _activation_row(args: Arguments, xt: Buffer, mb: Expr, c: Expr, m: Expr, row
                 value = T.if_then_else(k < args.problem.K, value, T.float32(0))
             halves.append(_terms(T.Bind(value), terms))
         for term, (even, odd) in enumerate(zip(*halves, strict=True)):
-            T.buffer_store(xt, (even >> 16) | odd, [mb, c, pair, term, w, m])
+            T.buffer_store(xt, T.reinterpret(amx.SCRATCH, (even >> 16) | odd), [mb, c, pair, term, w, m])
 
 
 def _terms(value: Expr, count: int) -> list[Expr]:
@@ -107,9 +107,9 @@ def _tiles(
 ) -> None:
     """Compute the columns of ``out`` of two weight tiles for the rows of one chunk."""
     max_tiles, blocks, pairs, terms, _, tile_m = (int(extent) for extent in xt.shape)
-    amx.configure(named("config", T.alloc_buffer((16,), "uint32")))
-    weights = named("weights", T.alloc_buffer((blocks, pairs, 2, layout.TILE_N, ROW_WORDS), "uint32"))
-    sums = named("sums", T.alloc_buffer((layout.TILE_N, tile_m), "uint32"))
+    amx.configure(named("config", T.alloc_buffer((16,), amx.SCRATCH)))
+    weights = named("weights", T.alloc_buffer((blocks, pairs, 2, layout.TILE_N, ROW_WORDS), amx.SCRATCH))
+    sums = named("sums", T.alloc_buffer((layout.TILE_N, tile_m), amx.SCRATCH))
     with T.serial((tiles_m + 1) // 2) as group:
         columns = range(min(2, max_tiles))
 
@@ -140,8 +140,7 @@ def _tiles(
                     with T.serial(tile_m) as m:
                         row = first + (group * 2 + j) * tile_m + m
                         with T.If(row < args.M), T.Then(), T.serial(layout.TILE_N) as r:
-                            total = T.reinterpret("float32", sums[r, m])
-                            args.write(row, t * layout.TILE_N + r, total)
+                            args.write(row, t * layout.TILE_N + r, sums[r, m])
     amx.release()
 
 
@@ -156,4 +155,5 @@ def _decode(args: Arguments, decoder: Decoder, t: Expr, c: Expr, g: Expr, weight
                 T.Bind(T.reinterpret(f"uint32x{ROW_WORDS}", decoder.e2m1(words, 2 * pair + half) * factor))
                 for half in range(2)
             )
-            store(weights, (even >> 16) | odd, c, pair, i, h * 8 + g, 0)
+            bits = T.reinterpret(f"{amx.SCRATCH}x{ROW_WORDS}", (even >> 16) | odd)
+            store(weights, bits, c, pair, i, h * 8 + g, 0)

@@ -7,6 +7,8 @@ inputs and results read as zero.
 
 from __future__ import annotations
 
+import struct
+
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 from tvm.tirx import Buffer, Expr
@@ -16,6 +18,9 @@ TILES = 8
 TILE_ROWS = 16
 TILE_ROW_BYTES = 64
 FEATURES = ("amx-tile", "amx-bf16")
+#: Dtype of all memory that tiles touch, whatever its bits mean. StorageRewrite lets buffers of several dtypes share
+#: memory, which tvm_access_ptr does not allow; the other CPU kernels of a dispatch have float32 scratch.
+SCRATCH = "float32"
 
 # TILECFG: byte 0 is the palette; bytes a row (16 bits each) start at byte 16, rows (8 bits each) at byte 48.
 _CONFIG_BYTES, _PALETTE, _ROW_BYTES_AT, _ROWS_AT = 64, 1, 16, 48
@@ -41,14 +46,14 @@ def request_permission() -> None:
 
 
 def configure(config: Buffer) -> None:
-    """Set all tiles of this thread to full size; ``config`` is a uint32[16] scratch."""
+    """Set all tiles of this thread to full size; ``config`` is a scratch of 16 elements."""
     image = bytearray(_CONFIG_BYTES)
     image[0] = _PALETTE
     for tile in range(TILES):
         image[_ROW_BYTES_AT + 2 * tile] = TILE_ROW_BYTES
         image[_ROWS_AT + tile] = TILE_ROWS
-    for i in range(_CONFIG_BYTES // 4):
-        T.buffer_store(config, T.uint32(int.from_bytes(image[4 * i : 4 * i + 4], "little")), [i])
+    for i, (word,) in enumerate(struct.iter_unpack("<f", image)):
+        T.buffer_store(config, T.float32(word), [i])
     _call("ldtilecfg", _pointer(config, (0,)))
 
 
@@ -82,8 +87,6 @@ def _call(name: str, *args: Expr) -> None:
 
 
 def _pointer(buffer: Buffer, index: tuple[Expr | int, ...]) -> Expr:
-    # Not T.address_of: CompactBufferAllocation takes that for an access of one element and shrinks the
-    # buffer. StorageRewrite lets buffers of several dtypes share memory, which tvm_access_ptr does not allow:
-    # all the scratch that tiles touch is uint32.
-    assert buffer.dtype == "uint32"
+    # Not T.address_of: CompactBufferAllocation takes that for an access of one element and shrinks the buffer.
+    assert buffer.dtype == SCRATCH
     return buffer.access_ptr("rw", offset=buffer.offset_of(list(index))[0])

@@ -29,11 +29,11 @@ def test_has_amx(target, expected):
 def test_one_product_of_tiles():
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
-        a = T.match_buffer(T.arg("a", T.handle()), (16, 16), "uint32")
-        b = T.match_buffer(T.arg("b", T.handle()), (16, 16), "uint32")
-        c = T.match_buffer(T.arg("c", T.handle()), (16, 16), "uint32")
+        a = T.match_buffer(T.arg("a", T.handle()), (16, 16), amx.SCRATCH)
+        b = T.match_buffer(T.arg("b", T.handle()), (16, 16), amx.SCRATCH)
+        c = T.match_buffer(T.arg("c", T.handle()), (16, 16), amx.SCRATCH)
         amx.request_permission()
-        config = T.alloc_buffer((16,), "uint32")
+        config = T.alloc_buffer((16,), amx.SCRATCH)
         amx.configure(config)
         amx.zero(0)
         amx.load_tile(3, a, 0, 0)
@@ -46,7 +46,7 @@ def test_one_product_of_tiles():
     rng = np.random.default_rng()
     left, right = (rng.integers(-8, 9, (16, 32)).astype("bfloat16") for _ in range(2))
     pairs = np.ascontiguousarray(right.view(np.uint32).T)  # row k: the pair (2k, 2k + 1) of every column
-    out = tvm.runtime.tensor(np.full((16, 16), 0xFFFFFFFF, np.uint32))
-    kernel(tvm.runtime.tensor(left.view(np.uint32)), tvm.runtime.tensor(pairs), out)
+    out = tvm.runtime.tensor(np.full((16, 16), np.nan, np.float32))
+    kernel(*(tvm.runtime.tensor(bits.view(np.float32)) for bits in (left, pairs)), out)
     expected = 2 * left.astype(np.float32) @ right.astype(np.float32).T
-    np.testing.assert_array_equal(out.numpy().view(np.float32), expected)
+    np.testing.assert_array_equal(out.numpy(), expected)
