@@ -18,8 +18,8 @@ TILES = 8
 TILE_ROWS = 16
 TILE_ROW_BYTES = 64
 FEATURES = ("amx-tile", "amx-bf16")
-#: Dtype of all memory that tiles touch, whatever its bits mean. StorageRewrite lets buffers of several dtypes share
-#: memory, which tvm_access_ptr does not allow; the other CPU kernels of a dispatch have float32 scratch.
+#: Dtype of all memory that tiles touch, whatever its bits mean. StorageRewrite lets buffers of several dtypes
+#: share memory, which tvm_access_ptr does not allow; the other CPU kernels of a dispatch have float32 scratch.
 SCRATCH = "float32"
 
 # TILECFG: byte 0 is the palette; bytes a row (16 bits each) start at byte 16, rows (8 bits each) at byte 48.
