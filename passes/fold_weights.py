@@ -97,6 +97,18 @@ class _Weights:
             return leaves[0].name
         return None
 
+    def signature(self, expr: relax.Expr) -> str:
+        """Return what ``expr`` computes from the weight parameters, the same text in every function."""
+        expr = self.resolve(expr)
+        if isinstance(expr, relax.Call):
+            arguments = ", ".join(self.signature(argument) for argument in expr.args)
+            return f"{expr.op}({arguments}){expr.attrs}"
+        if isinstance(expr, relax.Tuple):
+            return f"({', '.join(self.signature(field) for field in expr.fields)})"
+        if isinstance(expr, relax.TupleGetItem):
+            return f"{self.signature(expr.tuple_value)}[{expr.index}]"
+        return expr.name if isinstance(expr, relax.Var) else str(expr)
+
 
 def _pack_constants(weights: _Weights, pack: relax.Call) -> relax.Tuple:
     codes, scales, global_scale = (weights.resolve(argument).value.numpy() for argument in pack.args)
@@ -173,7 +185,8 @@ class FoldNVFP4Weights:
     Raises
     ------
     NVFP4Error
-        If functions with weights to lift disagree on their parameters.
+        If functions with weights to lift disagree on their parameters, or one parameter begins two different
+        packed weights, which would get one name.
     """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -184,11 +197,18 @@ class FoldNVFP4Weights:
             if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr)
         }
         lifted: dict[str, relax.Call] = {}
+        signatures: dict[str, str] = {}
         model: _Weights | None = None
         for gvar, weights in functions.items():
             for pack in weights.packs.values():
                 weight = weights.lifted(pack)
                 if weight is not None:
+                    signature = weights.signature(pack)
+                    if signatures.setdefault(weight, signature) != signature:
+                        raise NVFP4Error(
+                            f"FoldNVFP4Weights: {weight} is packed in two ways in {gvar.name_hint} or before it: "
+                            f"{signatures[weight]} and {signature}; give each packed weight its own parameters"
+                        )
                     lifted.setdefault(weight, pack)
                     model = model or weights
                 elif not weights.constant(pack):

@@ -138,6 +138,22 @@ def test_functions_that_disagree_on_weights_are_refused():
         fold(builder)
 
 
+def test_one_parameter_that_begins_two_packed_weights_is_refused():
+    # q with k, and q with v: of one shape, so that taking one for the other would go unnoticed.
+    x = relax.Var("x", relax.TensorType((symbolic(), K), "float32"))
+    q, k, v = (Weight.random(np.random.default_rng(i), N, K).params(name) for i, name in enumerate("qkv"))
+
+    def body(b):
+        outputs = []
+        for other in (k, v):
+            fused = [b.emit(relax.op.concat([a, o], axis=0)) for a, o in zip(q, other, strict=True)]
+            outputs.append(linear(b, x, fused))
+        return b.emit(relax.Tuple(outputs))
+
+    with pytest.raises(NVFP4Error, match=r"q\.codes is packed in two ways"):
+        fold(build_function([x, *q, *k, *v], body, num_input=1))
+
+
 def test_modules_without_nvfp4_pass_unchanged():
     x = relax.Var("x", relax.TensorType((symbolic(), K), "float32"))
     before = build_function([x], lambda b: b.emit(relax.op.add(x, x))).get()
