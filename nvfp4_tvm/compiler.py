@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 import tvm
 from tvm import relax
@@ -250,7 +250,7 @@ def _write_params(
     """Stream the parameters from the checkpoint through ``transform_params`` into ``folder``."""
     names = list(packed)
     specs = {
-        name: (_numpy_dtype(str(ty.dtype)), tuple(int(extent) for extent in ty.shape))
+        name: (np.dtype(str(ty.dtype)), tuple(int(extent) for extent in ty.shape))
         for name, ty in packed.items()
     }
     report("pack", 0, len(names))
@@ -271,7 +271,3 @@ def _write_params(
                 put(index, get(index))
         else:
             run_transform(build_transform(transform, resolve_target("llvm").target), get, put)
-
-
-def _numpy_dtype(dtype: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)

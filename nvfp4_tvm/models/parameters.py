@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 
 from nvfp4_tvm import layout
@@ -27,12 +27,6 @@ from nvfp4_tvm.models.structure import (
 )
 
 Field = Literal["weight", "bias", "codes", "scales", "global_scale"]
-_NUMPY = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "uint8": np.dtype(np.uint8),
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class ParamSource:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape)) * _NUMPY[self.dtype].itemsize
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 def quantized_modules(checkpoint: Checkpoint) -> Quantized:
@@ -135,10 +129,10 @@ def _plain(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) 
     name = f"{module}.{source.field}"
     info = _check_shape(checkpoint, name, (rows, *source.shape[1:]))
     tensor = checkpoint.tensor(name)
-    if tensor.dtype not in (_NUMPY["float32"], _NUMPY["float16"], _NUMPY["bfloat16"]):
+    if tensor.dtype not in ("float32", "float16", "bfloat16"):
         raise CheckpointError(f"{info.file}: tensor {name}: found {info.dtype}, expected BF16, F16 or F32")
     with np.errstate(over="ignore"):
-        cast = tensor.astype(_NUMPY[source.dtype], copy=False)
+        cast = tensor.astype(np.dtype(source.dtype), copy=False)
     if not np.isfinite(cast).all():
         what = "in " + source.dtype if np.isfinite(tensor).all() else "numbers"
         raise CheckpointError(
