@@ -1,14 +1,15 @@
 """What a matmul kernel is asked to do, and the rule that answers.
 
-A rule is one kernel family. :meth:`KernelRule.apply` returns a PrimFunc for the problem, or None when the
+A rule is one kernel family. :meth:`KernelRule.apply` returns a kernel for the problem, or None when the
 family does not apply; the first rule of a table that applies wins (:func:`first_match`), as in TVM's dlight.
+A kernel is a PrimFunc on CPUs and a :class:`~nvfp4_tvm.schedules.kernel.CudaKernel` on GPUs.
 
 Kernel interface, the same for every family (see :mod:`nvfp4_tvm.layout` for the packed arrays)::
 
-    f(x[M, K], words, scales, global_scale[, bias[N]], out[M, N])
+    f(x[M, K], words, scales, global_scale[, bias[N]][, residual[M, out_N]], out[M, out_N])
 
-``M`` is a symbolic int64 unless :attr:`MatmulProblem.static_M` says otherwise. ``out`` is written whole, and
-nothing else is.
+``M`` is a symbolic int64; on CPUs it is a constant where :attr:`MatmulProblem.static_M` says so. ``out`` is
+written whole, and nothing else is but a kernel's own workspace.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.kernel import CudaKernel
 
 logger = logging.getLogger(__name__)
 
 ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+#: What may follow the matmul in the same kernel, see :class:`MatmulProblem`.
+ACTIVATIONS = (None, "silu_mul")
+
+#: What a rule returns.
+Kernel = PrimFunc | CudaKernel
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,12 @@ class MRange:
 
 @dataclass(frozen=True)
 class MatmulProblem:
-    """``out[M, N] = cast(sum_k x[m, k] * w[n, k] * global_scale[n] + bias[n])``, accumulated in fp32.
+    """``out = cast(act(sum_k x[m, k] * w[n, k] * global_scale[n] + bias[n]) + residual)``, all of it in fp32.
+
+    ``act`` is the identity, or with ``activation="silu_mul"`` it maps the rows of a gate_up weight to
+    ``silu(gate) * up`` and halves them. The weight's rows are then interleaved in eights: of each 16 rows (a
+    tile of the layout) the first 8 are gate rows 8t..8t+7 and the last 8 are up rows 8t..8t+7, so that an
+    mma fragment holds a gate and its up in one thread.
 
     Attributes
     ----------
@@ -67,7 +79,11 @@ class MatmulProblem:
     x_dtype, out_dtype : str
         float32, float16 or bfloat16; ``bias`` has ``x_dtype``.
     bias : bool
-        Whether a bias [N] is added, in fp32 before the cast.
+        Whether a bias [N] is added, in fp32 before the activation and the cast.
+    residual : bool
+        Whether a tensor [M, out_N] of ``out_dtype`` is added, in fp32 before the cast.
+    activation : {None, "silu_mul"}
+        See above.
     dynamic : bool
         Whether M is symbolic even if the range holds a single value, because the kernel is one branch of a
         dispatch on M.
@@ -79,6 +95,8 @@ class MatmulProblem:
     x_dtype: str = "bfloat16"
     out_dtype: str = "bfloat16"
     bias: bool = False
+    residual: bool = False
+    activation: str | None = None
     dynamic: bool = False
 
     @property
@@ -86,8 +104,23 @@ class MatmulProblem:
         """The constant M of the kernel's shapes, or None where it is symbolic."""
         return None if self.dynamic else self.M.static
 
+    @property
+    def out_N(self) -> int:
+        """Columns of ``out``."""
+        return self.N if self.activation is None else self.N // 2
+
     def __post_init__(self) -> None:
         layout.check_weight(self.N, self.K, "matmul")
+        if self.activation not in ACTIVATIONS:
+            raise ShapeError(
+                f"matmul [{self.N}, {self.K}]: activation is {self.activation!r}, expected one of "
+                f"{', '.join(map(repr, ACTIVATIONS))}"
+            )
+        if self.activation is not None and self.N % layout.TILE_N:
+            raise ShapeError(
+                f"matmul [{self.N}, {self.K}]: {self.activation} needs whole tiles of "
+                f"{layout.TILE_N} interleaved rows, found N % {layout.TILE_N} = {self.N % layout.TILE_N}"
+            )
         for what in ("x_dtype", "out_dtype"):
             if getattr(self, what) not in ACTIVATION_DTYPES:
                 raise ShapeError(
@@ -103,7 +136,7 @@ class KernelRule(ABC):
     name: str
 
     @abstractmethod
-    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
+    def apply(self, problem: MatmulProblem, target: Target) -> Kernel | None:
         """Return the family's kernel for ``problem`` on ``target``, or None if it does not apply."""
 
     def refuse(self, problem: MatmulProblem, why: str) -> None:
@@ -113,7 +146,7 @@ class KernelRule(ABC):
 
 def first_match(
     rules: Sequence[KernelRule], problem: MatmulProblem, target: Target
-) -> tuple[KernelRule, PrimFunc] | None:
+) -> tuple[KernelRule, Kernel] | None:
     """Return the first rule that applies with its kernel, or None."""
     for rule in rules:
         kernel = rule.apply(problem, target)
