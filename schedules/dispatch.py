@@ -1,20 +1,23 @@
-"""Which kernel runs for which M: one table a target kind, and one PrimFunc that branches on a symbolic M.
+"""Which kernel runs for which M: one table an architecture; for CPUs, one PrimFunc that branches on M.
 
-The branch is host code around the kernels, so that one function per (N, K) serves prefill and decode.
+The branch is host code around the kernels, so that one function per (N, K) serves prefill and decode. That of CUDA
+kernels is in :mod:`nvfp4_tvm.codegen.host`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from nvfp4_tvm.arch import Arch, get_arch
 from nvfp4_tvm.errors import TargetError
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange, first_match
+from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
 
@@ -22,11 +25,24 @@ logger = logging.getLogger(__name__)
 
 Table = Sequence[tuple[MRange, Sequence[KernelRule]]]
 
-#: Ranges of M, in order and without gaps, with the rules to try in order.
+_ANY: Table = ((MRange(), (PlainGemm(),)),)
+
+#: Ranges of M, in order and without gaps, with the rules to try in order: by kind of target, or by architecture.
 TABLES: dict[str, Table] = {
     "llvm": CPU_TABLE,
-    "cuda": ((MRange(), (PlainGemm(),)),),
+    "sm_80": _ANY,
+    "sm_86": _ANY,
+    "sm_89": _ANY,
+    "sm_90": _ANY,
 }
+
+
+@runtime_checkable
+class Ranged(Protocol):
+    """A rule with several configurations for a range of M: it says where they change."""
+
+    def ranges(self, N: int, K: int, arch: Arch) -> Sequence[MRange]:
+        """Return the ranges of M that have one configuration each, in order; others are not for this rule."""
 
 
 def table_for(target: Target) -> Table:
@@ -35,13 +51,14 @@ def table_for(target: Target) -> Table:
     Raises
     ------
     TargetError
-        If no kernels exist for the kind of target.
+        If no kernels exist for the target.
     """
-    if target.kind.name not in TABLES:
-        raise TargetError(
-            f"target {target.kind.name}: no NVFP4 kernels; supported are {', '.join(sorted(TABLES))}"
-        )
-    return TABLES[target.kind.name]
+    kind = target.kind.name
+    if kind == "cuda":
+        return TABLES[get_arch(str(target.attrs["arch"])).name]
+    if kind not in TABLES:
+        raise TargetError(f"target {kind}: no NVFP4 kernels; supported are cuda, llvm")
+    return TABLES[kind]
 
 
 def intersect(a: MRange, b: MRange) -> MRange | None:
@@ -51,7 +68,7 @@ def intersect(a: MRange, b: MRange) -> MRange | None:
     return None if high is not None and high < low else MRange(low, high)
 
 
-def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, KernelRule, PrimFunc]]:
+def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, KernelRule, Kernel]]:
     """Return the kernels that together cover ``problem.M``, lowest range first.
 
     Raises
@@ -62,18 +79,59 @@ def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, Ke
     chosen = []
     for m_range, rules in table_for(target):
         part = intersect(m_range, problem.M)
-        if part is None:
-            continue
-        match = first_match(rules, replace(problem, M=part, dynamic=problem.static_M is None), target)
-        if match is None:
-            raise TargetError(f"target {target}: no kernel applies to {replace(problem, M=part)}")
-        chosen.append((part, *match))
+        if part is not None:
+            chosen += _choose(rules, replace(problem, M=part, dynamic=problem.static_M is None), target)
     return chosen
 
 
+def _choose(
+    rules: Sequence[KernelRule], problem: MatmulProblem, target: Target
+) -> list[tuple[MRange, KernelRule, Kernel]]:
+    """Cover one range with the first rule, and what it leaves with the next ones."""
+    if not rules:
+        raise TargetError(f"target {target}: no kernel applies to {problem}")
+    first, *rest = rules
+    chosen = []
+    for part, own in _parts(first, problem, target):
+        kernel = first.apply(replace(problem, M=part), target) if own else None
+        if kernel is not None:
+            chosen.append((part, first, kernel))
+        else:
+            chosen += _choose(rest, replace(problem, M=part), target)
+    return chosen
+
+
+def _parts(rule: KernelRule, problem: MatmulProblem, target: Target) -> Iterator[tuple[MRange, bool]]:
+    """Split the problem's range where the rule's configuration changes; also say whether it has one."""
+    at: int | None = problem.M.low
+    if isinstance(rule, Ranged):
+        for m_range in rule.ranges(problem.N, problem.K, get_arch(str(target.attrs["arch"]))):
+            part = None if at is None else intersect(m_range, problem.M)
+            if part is None or at is None:
+                continue
+            if at < part.low:
+                yield MRange(at, part.low - 1), False
+            yield part, True
+            at = None if part.high is None or part.high == problem.M.high else part.high + 1
+        if at is not None:
+            yield MRange(at, problem.M.high), False
+    else:
+        yield problem.M, True
+
+
 def dispatch(problem: MatmulProblem, target: Target) -> PrimFunc:
-    """Return one PrimFunc for all of ``problem.M``, branching on M where several kernels cover it."""
+    """Return one PrimFunc for all of ``problem.M`` on a CPU, branching on M where several kernels cover it.
+
+    Raises
+    ------
+    TargetError
+        If the target's kernels are no PrimFuncs: use :func:`nvfp4_tvm.codegen.matmul.build_matmul` then.
+    """
     kernels = kernels_for(problem, target)
+    if any(not isinstance(kernel, PrimFunc) for _, _, kernel in kernels):
+        raise TargetError(
+            f"target {target.kind.name}: its kernels are built by build_matmul, not one PrimFunc"
+        )
     logger.info("%s: %s", problem, ", ".join(f"M {part}: {rule.name}" for part, rule, _ in kernels))
     *lower, (_, _, function) = kernels
     if problem.static_M is not None:

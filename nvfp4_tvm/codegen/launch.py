@@ -1,0 +1,131 @@
+"""From one launch of a kernel to a host function, CUDA source and the module that holds its machine code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.target import Target
+from tvm.tirx.build import split_host_device_mods
+
+from nvfp4_tvm.arch import get_arch
+from nvfp4_tvm.codegen.cuda_runtime import ensure_cuda_codegen
+from nvfp4_tvm.errors import NVFP4Error
+from nvfp4_tvm.schedules.kernel import Launch, Pipeline
+from nvfp4_tvm.target import cuda_target
+
+_CALLBACK = "tvm_callback_cuda_compile"
+
+#: The compiler callback is a global of TVM: one thread at a time may put its own there.
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class LoweredLaunch:
+    """A launch after its tir pipeline.
+
+    Attributes
+    ----------
+    name : str
+        Symbol of the host function that checks the arguments and launches the kernel.
+    host, device : tvm.IRModule
+        Final TIR of both sides.
+    target : Target
+        That of the device side.
+    source : str
+        CUDA source.
+    """
+
+    name: str
+    host: tvm.IRModule
+    device: tvm.IRModule
+    target: Target
+    source: str
+
+    @property
+    def arch(self) -> str:
+        """Architecture to compile the source for."""
+        return str(self.target.attrs["arch"])
+
+    def runtime_module(self, image: bytes) -> tvm.runtime.Module:
+        """Return the device module that holds ``image``."""
+        with _callback(lambda source: image):
+            return _build(self.device, self.target)
+
+
+def _passes(
+    pipeline: Pipeline,
+) -> tuple[tvm.transform.Pass, Callable[[], tvm.transform.Pass], Callable[[], tvm.transform.Pass]]:
+    if pipeline == "mma":
+        from nvfp4_tvm.schedules.lowering import mma_pipeline
+
+        return mma_pipeline()
+    return tirx.get_tir_pipeline(pipeline)
+
+
+def launch_target(launch: Launch, target: Target) -> Target:
+    """Return the target of one launch: ``target``, or its architecture-specific form if the launch needs that."""
+    arch = get_arch(str(target.attrs["arch"]))
+    name = arch.compile_arch if launch.arch_specific else arch.name
+    return Target(cuda_target(name).target, host=target.host)
+
+
+def lower_launch(launch: Launch, name: str, target: Target) -> LoweredLaunch:
+    """Lower a launch with its own pipeline and generate its CUDA source.
+
+    Parameters
+    ----------
+    launch : Launch
+        What to lower.
+    name : str
+        Global symbol of its host function; the kernel's is ``{name}_kernel``.
+    target : Target
+        Of the build.
+    """
+    chosen = launch_target(launch, target)
+    function = launch.function.with_attr("global_symbol", name)
+    passes, finalize_host, finalize_device = _passes(launch.pipeline)
+    with chosen:
+        mod = passes(tirx.transform.BindTarget(chosen)(tvm.IRModule({name: function})))
+        host, devices = split_host_device_mods(mod)
+        if len(devices) != 1:
+            raise NVFP4Error(f"kernel {name}: lowered to {len(devices)} device modules, expected 1")
+        ((_, device),) = devices.items()
+        host, device = finalize_host()(host), finalize_device()(device)
+        return LoweredLaunch(name, host, device, chosen, _cuda_source(device, chosen))
+
+
+@contextmanager
+def _callback(compiler: Callable[[str], bytes]) -> Iterator[None]:
+    import tvm.support.nvcc  # noqa: F401  registers TVM's own callback, which must happen before ours replaces it
+
+    ensure_cuda_codegen()
+    with _lock:
+        previous = tvm_ffi.get_global_func(_CALLBACK)
+        tvm_ffi.register_global_func(_CALLBACK, compiler, override=True)
+        try:
+            yield
+        finally:
+            tvm_ffi.register_global_func(_CALLBACK, previous, override=True)
+
+
+def _build(device: tvm.IRModule, target: Target) -> tvm.runtime.Module:
+    return tvm.get_global_func("target.build.cuda")(device, target)
+
+
+def _cuda_source(device: tvm.IRModule, target: Target) -> str:
+    sources: list[str] = []
+
+    def capture(source: str) -> bytes:
+        sources.append(source)
+        return b"-"  # an image is stored, not looked at
+
+    with _callback(capture):
+        _build(device, target)
+    (source,) = sources
+    return source

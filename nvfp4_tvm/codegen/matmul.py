@@ -1,0 +1,207 @@
+"""Build a matmul on packed weights for a GPU: every kernel of its dispatch as machine code, one host function.
+
+The host function is ``f(x, words, scales, global_scale[, bias][, residual], out, workspace)``. It branches on M,
+allocates nothing and launches on the current stream, so that it can be captured in a CUDA graph, called from Relax
+(``R.call_dps_packed``), from C++, or on PyTorch tensors (:func:`BuiltMatmul.function`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import tvm
+from tvm import tirx
+from tvm.target import Target
+
+from nvfp4_tvm.codegen.cache import compile_cached
+from nvfp4_tvm.codegen.host import Branch, host_function
+from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch
+from nvfp4_tvm.codegen.machine_code import BuildLog, MachineCode
+from nvfp4_tvm.codegen.workspace import Bytes, bound, exact
+from nvfp4_tvm.errors import NVFP4Error, ShapeError
+from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.dispatch import kernels_for
+from nvfp4_tvm.schedules.kernel import CudaKernel
+
+logger = logging.getLogger(__name__)
+
+#: Compiles CUDA source for an architecture.
+Compiler = Callable[[str, str], MachineCode]
+
+
+@dataclass(frozen=True)
+class BuiltMatmul:
+    """A compiled matmul.
+
+    Attributes
+    ----------
+    name : str
+        Of the host function in ``module``.
+    problem : MatmulProblem
+        What it computes.
+    module : tvm.runtime.Module
+        Host code that imports the CUDA modules.
+    kernels : tuple of (MRange, CudaKernel)
+        Which kernel runs for which M, in order.
+    bytes : Bytes
+        Linear bound on the workspace.
+    log : BuildLog
+        Resources of the kernels.
+    """
+
+    name: str
+    problem: MatmulProblem
+    module: tvm.runtime.Module = field(repr=False)
+    kernels: tuple[tuple[MRange, CudaKernel], ...] = field(repr=False)
+    bytes: Bytes
+    log: BuildLog = field(repr=False)
+
+    @property
+    def function(self) -> tvm.runtime.PackedFunc:
+        """The host function: ``f(x, words, scales, global_scale[, bias][, residual], out, workspace)``."""
+        return self.module[self.name]
+
+    def kernel(self, M: int) -> CudaKernel:
+        """Return the kernel that runs for ``M`` rows.
+
+        Raises
+        ------
+        ShapeError
+            If it was not built for that M.
+        """
+        for m_range, kernel in self.kernels:
+            if M in m_range:
+                return kernel
+        built = MRange(self.kernels[0][0].low, self.kernels[-1][0].high)
+        raise ShapeError(f"{self.name}: M is {M}, expected {built}; build the matmul for a wider range")
+
+    def workspace_bytes(self, M: int) -> int:
+        """Return the bytes of workspace that ``M`` rows need; 0 if none, also for M = 0."""
+        return exact(self.kernel(M), M) if M else 0
+
+    def workspace_bound(self, M: tirx.Expr) -> tirx.Expr:
+        """Return a linear expression of a symbolic M that is no less than :meth:`workspace_bytes` anywhere."""
+        return self.bytes.of(M)
+
+
+def host_name(problem: MatmulProblem) -> str:
+    """Return the name of a problem's host function: unique among problems, letters, digits and underscores."""
+    short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+    parts = [f"nvfp4_matmul_{problem.N}x{problem.K}", short[problem.x_dtype]]
+    if problem.out_dtype != problem.x_dtype:
+        parts.append(short[problem.out_dtype])
+    parts += ["bias"] * problem.bias + ["residual"] * problem.residual
+    if problem.activation is not None:
+        parts.append(problem.activation)
+    if problem.M != MRange():
+        parts.append(f"m{problem.M.low}_{'' if problem.M.high is None else problem.M.high}".rstrip("_"))
+    return "_".join(parts)
+
+
+_built: dict[tuple[MatmulProblem, str, Compiler], BuiltMatmul] = {}
+_built_lock = threading.Lock()
+
+
+def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = compile_cached) -> BuiltMatmul:
+    """Build the matmul ``problem`` for a CUDA target, once per process.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+        Its range of M decides which kernels are built; M is symbolic in all of them.
+    target : Target
+        A CUDA target with its host (:func:`nvfp4_tvm.target.resolve_target`).
+    compiler : callable, optional
+        ``compiler(source, arch)``, from CUDA source to machine code. Default: NVRTC, with a cache on disk
+        (:mod:`nvfp4_tvm.codegen.cache`).
+
+    Raises
+    ------
+    TargetError
+        If no kernel applies to a part of the range, or compilation needs something that is not installed.
+    CompileError
+        If a kernel does not compile.
+    """
+    key = (problem, str(target) + str(target.host), compiler)
+    with _built_lock:
+        if key not in _built:
+            _built[key] = _build(problem, target, compiler)
+        return _built[key]
+
+
+def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltMatmul:
+    name = host_name(problem)
+    kernels = _merged(kernels_for(problem, target))
+    logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
+
+    launches: dict[str, LoweredLaunch] = {}
+    branches = []
+    for m_range, kernel in kernels:
+        symbols = []
+        for index, launch in enumerate(kernel.launches):
+            symbol = f"{name}_{kernel.name}" + (f"_{index}" if len(kernel.launches) > 1 else "")
+            if symbol not in launches:
+                launches[symbol] = lower_launch(launch, symbol, target)
+            symbols.append(symbol)
+        branches.append(Branch(m_range, kernel, tuple(symbols)))
+
+    lowered = list(launches.values())
+    # NVRTC releases Python's lock; a kernel takes seconds, of which TVM's part is little
+    with ThreadPoolExecutor(min(len(lowered), os.cpu_count() or 1)) as pool:
+        codes = list(pool.map(lambda launch: compiler(launch.source, launch.arch), lowered))
+    module = _link(name, problem, branches, lowered, codes, target)
+    return BuiltMatmul(name, problem, module, tuple(kernels), bound(kernels), BuildLog(codes))
+
+
+def _merged(chosen: Sequence[tuple[MRange, object, object]]) -> list[tuple[MRange, CudaKernel]]:
+    """Join neighbouring ranges that got the same kernel.
+
+    Raises
+    ------
+    NVFP4Error
+        If a rule of a CUDA table returned something else than a CudaKernel.
+    """
+    merged: list[tuple[MRange, CudaKernel]] = []
+    for m_range, rule, kernel in chosen:
+        if not isinstance(kernel, CudaKernel):
+            raise NVFP4Error(f"rule {rule}: returned {type(kernel).__name__}, expected a CudaKernel")
+        if merged and merged[-1][1].name == kernel.name:
+            merged[-1] = (MRange(merged[-1][0].low, m_range.high), merged[-1][1])
+        else:
+            merged.append((m_range, kernel))
+    return merged
+
+
+def _link(
+    name: str,
+    problem: MatmulProblem,
+    branches: Sequence[Branch],
+    lowered: Sequence[LoweredLaunch],
+    codes: Sequence[MachineCode],
+    target: Target,
+) -> tvm.runtime.Module:
+    """Return one host module for the dispatch and all launches, with the CUDA modules imported."""
+    function = host_function(name, problem, branches, target)
+    dispatch = tvm.transform.Sequential(
+        [
+            tirx.transform.AnnotateEntryFunc(),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.MakePackedAPI(),
+            tirx.transform.BF16StorageLegalize(),  # LLVM's code generator crashes on bfloat16 buffers
+            tirx.transform.LowerTVMBuiltin(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )(tvm.IRModule({name: function}))
+    host = tvm.IRModule({name: dispatch[name]})
+    for launch in lowered:
+        host[launch.name] = launch.host[launch.name]
+    with target:
+        module = tvm.get_global_func("target.build.llvm")(host, target.host)
+    for launch, code in zip(lowered, codes, strict=True):
+        module.import_module(launch.runtime_module(code.fatbin))
+    return module
