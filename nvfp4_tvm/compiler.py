@@ -216,7 +216,7 @@ def build(mod: tvm.IRModule, target: ResolvedTarget) -> tuple[relax.VMExecutable
     """
     code = nullcontext() if target.code_arch is None else cuda_machine_code(target.code_arch)
     with code as log, target.target:
-        lowered = tvm.transform.Sequential(target_passes(target.target))(mod)
+        lowered = tvm.transform.Sequential(target_passes(target.target, log))(mod)
         return relax.build(lowered, target.target, relax_pipeline=None), log
 
 

@@ -14,6 +14,7 @@ from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 from tvm.s_tir import dlight as dl
 from tvm.target import Target
 
+from nvfp4_tvm.codegen.machine_code import BuildLog
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.passes.fold_weights import FoldNVFP4Weights
 from nvfp4_tvm.passes.lower_dense import LowerDense
@@ -42,13 +43,16 @@ def _schedule_passes(target: Target) -> list[tvm.transform.Pass]:
 _TVM = {"llvm": cpu_pipeline, "cuda": cuda_pipeline}
 
 
-def target_passes(target: Target) -> list[tvm.transform.Pass]:
-    """Lower a module with packed weights for ``target``: our kernels first, then TVM's default passes."""
+def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.transform.Pass]:
+    """Lower a module with packed weights for ``target``: our kernels first, then TVM's default passes.
+
+    Resources of our CUDA kernels are appended to ``log``.
+    """
     if target.kind.name not in _TVM:
         raise TargetError(f"target {target.kind.name}: not supported, expected one of {', '.join(_TVM)}")
     tvm_pipeline = _TVM[target.kind.name]
     return [
-        LowerNVFP4Matmul(target),
+        LowerNVFP4Matmul(target, log),
         LowerDense(target),
         *tvm_pipeline.library_dispatch_passes(target),
         *tvm_pipeline.legalize_passes(target),
@@ -59,8 +63,10 @@ def target_passes(target: Target) -> list[tvm.transform.Pass]:
     ]
 
 
-def pipeline(target: Target | str | None = None) -> tvm.transform.Pass:
+def pipeline(target: Target | str | None = None, log: BuildLog | None = None) -> tvm.transform.Pass:
     """Return the whole pipeline for ``target``, or for the target current when it runs.
+
+    Resources of our CUDA kernels are appended to ``log``, if there is one, when it runs.
 
     Raises
     ------
@@ -72,6 +78,6 @@ def pipeline(target: Target | str | None = None) -> tvm.transform.Pass:
     def run(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         chosen = Target(target) if isinstance(target, str) else target or Target.current(allow_none=False)
         with chosen:
-            return tvm.transform.Sequential([*weight_passes(), *target_passes(chosen)])(mod)
+            return tvm.transform.Sequential([*weight_passes(), *target_passes(chosen, log)])(mod)
 
     return run

@@ -18,6 +18,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tvm.target import Target
 from tvm.tirx import PrimFunc
@@ -33,7 +34,7 @@ ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 ACTIVATIONS = (None, "silu_mul")
 
 #: What a rule returns.
-Kernel = PrimFunc | CudaKernel
+Kernel: TypeAlias = PrimFunc | CudaKernel
 
 
 @dataclass(frozen=True)

@@ -128,17 +128,18 @@ def dispatch(problem: MatmulProblem, target: Target) -> PrimFunc:
         If the target's kernels are no PrimFuncs: use :func:`nvfp4_tvm.codegen.matmul.build_matmul` then.
     """
     kernels = kernels_for(problem, target)
-    if any(not isinstance(kernel, PrimFunc) for _, _, kernel in kernels):
+    functions = [(part, kernel) for part, _, kernel in kernels if isinstance(kernel, PrimFunc)]
+    if len(functions) != len(kernels):
         raise TargetError(
             f"target {target.kind.name}: its kernels are built by build_matmul, not one PrimFunc"
         )
     logger.info("%s: %s", problem, ", ".join(f"M {part}: {rule.name}" for part, rule, _ in kernels))
-    *lower, (_, _, function) = kernels
+    *lower, (_, function) = functions
     if problem.static_M is not None:
         return function
     M = function.params[0].shape[0]
     body = function.body
-    for part, _, kernel in reversed(lower):
+    for part, kernel in reversed(lower):
         body = tirx.IfThenElse(
             M <= tirx.const(part.high, "int64"), _with_params_of(kernel, function).body, body
         )

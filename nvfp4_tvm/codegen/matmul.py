@@ -27,6 +27,7 @@ from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.kernel import CudaKernel
+from nvfp4_tvm.target import cuda_target
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = co
     problem : MatmulProblem
         Its range of M decides which kernels are built; M is symbolic in all of them.
     target : Target
-        A CUDA target with its host (:func:`nvfp4_tvm.target.resolve_target`).
+        A CUDA target (:func:`nvfp4_tvm.target.resolve_target`); without a host, that of ``resolve_target``.
     compiler : callable, optional
         ``compiler(source, arch)``, from CUDA source to machine code. Default: NVRTC, with a cache on disk
         (:mod:`nvfp4_tvm.codegen.cache`).
@@ -127,7 +128,9 @@ def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = co
     CompileError
         If a kernel does not compile.
     """
-    key = (problem, str(target) + str(target.host), compiler)
+    if target.host is None:
+        target = Target(target, host=cuda_target(str(target.attrs["arch"])).target.host)
+    key = (problem, str(target), compiler)
     with _built_lock:
         if key not in _built:
             _built[key] = _build(problem, target, compiler)
