@@ -35,15 +35,20 @@ from nvfp4_tvm import compiler, op
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.passes.pipeline import weight_passes
 from nvfp4_tvm.target import ResolvedTarget, resolve_target
-from nvfp4_tvm.torch_linear import Linear, decode, describe, linear, replace_linears
+from nvfp4_tvm.torch_linear import Linear, replace_linears
+from nvfp4_tvm.torch_ops import decode, linear
+from nvfp4_tvm.torch_packed import PackedWeight, describe, interleave, pack
 
 __all__ = [
     "CompiledModule",
     "Linear",
+    "PackedWeight",
     "compile_exported",
     "decode",
     "from_exported",
+    "interleave",
     "linear",
+    "pack",
     "replace_linears",
 ]
 

@@ -1,8 +1,6 @@
-"""NVFP4 linear layers in PyTorch: the operator ``nvfp4_tvm::linear`` and the module that calls it.
+"""Linear layers with NVFP4 weights as PyTorch modules, and what puts them into a model.
 
-Use them from `nvfp4_tvm.torch`, which takes them to Relax. The operator's PyTorch implementation is the
-reference: the weight is decoded exactly and multiplied in float32, and the global scale and the bias are
-applied before the one rounding to the dtype of the activations.
+Use them from `nvfp4_tvm.torch`, which takes them to Relax too.
 """
 
 from __future__ import annotations
@@ -10,158 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from nvfp4_tvm import layout, numerics
 from nvfp4_tvm.checkpoint.base import NVFP4Tensor
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
-from nvfp4_tvm.schedules.base import ACTIVATION_DTYPES
+from nvfp4_tvm.torch_ops import decode, linear
+from nvfp4_tvm.torch_packed import check_values, check_weight, describe
 
 #: Name of a layer and the layer: whether to replace it.
 Predicate = Callable[[str, nn.Linear], bool]
-
-
-# ----------------------------------------------------------------------------------------
-# The operator
-
-
-def describe(tensor: torch.Tensor) -> str:
-    """Return dtype and shape as messages have them."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _check_weight(
-    where: str, codes: torch.Tensor, scales: torch.Tensor, global_scale: torch.Tensor
-) -> tuple[int, int]:
-    """Check dtypes and shapes of a canonical weight and return (N, K)."""
-    if codes.dtype != torch.uint8 or codes.ndim != 2:
-        raise ShapeError(f"{where}: codes are {describe(codes)}, expected uint8 [N, K/2], two codes a byte")
-    N, K = codes.shape[0], 2 * codes.shape[1]
-    layout.check_weight(N, K, f"{where}: codes")
-    groups = (N, K // layout.GROUP_SIZE)
-    if scales.dtype != torch.uint8 or tuple(scales.shape) != groups:
-        raise ShapeError(
-            f"{where}: scales are {describe(scales)}, expected uint8 {list(groups)} for a weight [{N}, {K}]; "
-            "view E4M3 tensors as torch.uint8"
-        )
-    if global_scale.dtype != torch.float32 or tuple(global_scale.shape) not in ((1,), (N,)):
-        raise ShapeError(
-            f"{where}: global_scale is {describe(global_scale)}, expected float32 [1] or [{N}], one value or "
-            "one a row"
-        )
-    return N, K
-
-
-def _check(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    global_scale: torch.Tensor,
-    bias: torch.Tensor | None,
-) -> int:
-    """Check the operands of ``nvfp4_tvm::linear`` and return N."""
-    where = "nvfp4_tvm::linear"
-    N, K = _check_weight(where, codes, scales, global_scale)
-    if str(x.dtype).removeprefix("torch.") not in ACTIVATION_DTYPES:
-        raise ShapeError(
-            f"{where}: x is {describe(x)}, expected {' or '.join(ACTIVATION_DTYPES)}; cast the activations"
-        )
-    if x.ndim < 1 or x.shape[-1] != K:
-        raise ShapeError(f"{where}: x is {describe(x)}, expected [..., {K}] for a weight [{N}, {K}]")
-    if bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (N,)):
-        raise ShapeError(
-            f"{where}: bias is {describe(bias)}, expected {str(x.dtype).removeprefix('torch.')} [{N}], the "
-            "dtype of x; cast the model"
-        )
-    return N
-
-
-def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return ``e2m1(code) * e4m3(scale)`` as float32 ``[N, K]``, which is exact.
-
-    Parameters
-    ----------
-    codes : torch.Tensor
-        uint8 ``[N, K/2]``, even k in the low nibble.
-    scales : torch.Tensor
-        uint8 ``[N, K/16]``, E4M3 bytes.
-    """
-    e2m1 = torch.tensor(numerics.E2M1_VALUES.tolist(), device=codes.device)
-    e4m3 = torch.tensor(numerics.E4M3_VALUES.tolist(), device=codes.device)
-    nibbles = torch.stack((codes & 15, codes >> 4), dim=-1)
-    groups = e2m1[nibbles.int()].view(*scales.shape, layout.GROUP_SIZE)
-    return (groups * e4m3[scales.int()].unsqueeze(-1)).flatten(1)
-
-
-@torch.library.custom_op(
-    "nvfp4_tvm::linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias=None) -> Tensor",
-)
-def linear(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    global_scale: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Multiply activations by a canonical NVFP4 weight, on any device; has no gradient.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``[..., K]``, float32, float16 or bfloat16.
-    codes : torch.Tensor
-        uint8 ``[N, K/2]``, even k in the low nibble.
-    scales : torch.Tensor
-        uint8 ``[N, K/16]``, E4M3 bytes.
-    global_scale : torch.Tensor
-        float32 ``[1]`` or ``[N]``.
-    bias : torch.Tensor, optional
-        ``[N]`` in the dtype of `x`.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[..., N]`` in the dtype of `x`: accumulated in float32, rounded once.
-
-    Raises
-    ------
-    ShapeError
-        If a dtype or shape does not fit the others.
-    """
-    _check(x, codes, scales, global_scale, bias)
-    out = (x.float() @ decode(codes, scales).t()) * global_scale
-    if bias is not None:
-        out = out + bias.float()
-    return out.to(x.dtype)
-
-
-@linear.register_fake
-def _(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    global_scale: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    N = _check(x, codes, scales, global_scale, bias)
-    return x.new_empty((*x.shape[:-1], N))
-
-
-# ----------------------------------------------------------------------------------------
-# The module
-
-
-def _check_values(where: str, codes: torch.Tensor, scales: torch.Tensor, global_scale: torch.Tensor) -> None:
-    """Refuse NaN or negative block scales and global scales that are not positive and finite."""
-    if not codes.is_meta:
-        low, high = (float(global_scale.detach().amin()), float(global_scale.detach().amax()))
-        # amin and amax propagate NaN; an extreme that is fine vouches for the values between.
-        worst = high if low > 0 else low
-        NVFP4Tensor(where, codes.cpu().numpy(), scales.cpu().numpy(), np.float32(worst))
 
 
 class Linear(nn.Module):
@@ -284,13 +141,13 @@ class Linear(nn.Module):
             state_dict.get(prefix + name, getattr(self, name)) for name in ("codes", "scales", "global_scale")
         ]
         where = prefix.removesuffix(".") or "state dict"
-        shape = _check_weight(where, *weight)
+        shape = check_weight(where, *weight)
         if shape != (self.out_features, self.in_features) or weight[2].shape != self.global_scale.shape:
             raise ShapeError(
                 f"{where}: found a weight {list(shape)} with {weight[2].numel()} global scales, expected "
                 f"[{self.out_features}, {self.in_features}] with {self.global_scale.numel()}"
             )
-        _check_values(where, *weight)
+        check_values(where, *weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -1,0 +1,122 @@
+"""The project's kernels as contenders of a side-by-side measurement, and what compiles them beforehand.
+
+    python -m benchmarks.peer build --shapes 4096x4096,14336x4096 --jobs 16
+
+A contender has a ``name``, ``prepare(packed, scale, global_scale)`` (uint8 ``[N, K/2]`` with even k in the low
+nibble, float8_e4m3fn ``[N, K/16]``, a float) and ``run(a, weight, out)`` (``[M, K]``, what ``prepare`` returned,
+``[M, N]`` written in place), on CUDA tensors.
+
+``build`` compiles all kernels for every M into the folder of `nvfp4_tvm.codegen.cache` (``NVFP4_TVM_CACHE`` names
+another), from where a measuring process loads them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Annotated
+
+import torch
+import typer
+
+from nvfp4_tvm.torch import PackedWeight, linear, pack
+from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
+from nvfp4_tvm.torch_library import find_library
+
+#: Architecture that `NVFP4TVMSm89` compiles for: no wgmma, no TMA, 99 KiB of shared memory.
+SM_8X = "sm_89"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class NVFP4TVM:
+    """What a user gets on this card."""
+
+    name = "nvfp4_tvm"
+
+    def prepare(self, packed: torch.Tensor, scale: torch.Tensor, global_scale: float) -> PackedWeight:
+        """Pack a canonical weight."""
+        return pack(packed, scale, global_scale)
+
+    def run(self, a: torch.Tensor, weight: PackedWeight, out: torch.Tensor) -> None:
+        """Multiply, on the current stream."""
+        linear(a, weight, out=out)
+
+
+class NVFP4TVMSm89(NVFP4TVM):
+    """The sm_8x kernels on this card: compiled for sm_89, whose PTX the driver translates for a later card."""
+
+    name = "nvfp4_tvm_sm89"
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[Variant, int, int], CUDAKernel] = {}
+
+    def run(self, a: torch.Tensor, weight: PackedWeight, out: torch.Tensor) -> None:
+        """Multiply, on the current stream."""
+        self.variant(a, weight, out)
+
+    def variant(
+        self,
+        a: torch.Tensor,
+        weight: PackedWeight,
+        out: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """Multiply with an epilogue."""
+        variant = Variant(a.dtype, out.dtype, bias is not None, residual is not None, activation)
+        key = (variant, weight.N, weight.K)
+        if key not in self._kernels:
+            self._kernels[key], rows = load_cuda_kernel(variant.problem(weight.N, weight.K), SM_8X)
+            warm_up(self._kernels[key], rows, variant, weight)
+        self._kernels[key](a, weight, bias, residual, out)
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """Read ``NxK,NxK``."""
+    shapes = []
+    for shape in text.split(","):
+        N, _, K = shape.partition("x")
+        if not (N.isdigit() and K.isdigit()):
+            raise typer.BadParameter(f"found the shape {shape!r}, expected NxK such as 4096x4096")
+        shapes.append((int(N), int(K)))
+    return shapes
+
+
+def _build(N: int, K: int, dtype: str, arch: str) -> float:
+    start = time.perf_counter()
+    torch_dtype = getattr(torch, dtype)
+    find_library(Variant(torch_dtype, torch_dtype, False, False, None).problem(N, K), arch)
+    return time.perf_counter() - start
+
+
+@app.command()
+def build(
+    shapes: Annotated[str, typer.Option(help="Weights, NxK separated by commas.")],
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    archs: Annotated[str, typer.Option(help="GPU architectures, separated by commas.")] = f"sm_90,{SM_8X}",
+    dtypes: Annotated[str, typer.Option(help="Activations, separated by commas.")] = "bfloat16",
+) -> None:
+    """Compile the kernels for every M, in parallel."""
+    tasks = [
+        (N, K, dtype, arch)
+        for N, K in parse_shapes(shapes)
+        for dtype in dtypes.split(",")
+        for arch in archs.split(",")
+    ]
+    # A fork would share TVM's and CUDA's state
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [(task, pool.submit(_build, *task)) for task in tasks]
+        for (N, K, dtype, arch), future in futures:
+            print(f"{N}x{K} {dtype} {arch}: {future.result():.1f} s", flush=True)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep ``build`` a command of its own where it is the only one."""
+
+
+if __name__ == "__main__":
+    app()
