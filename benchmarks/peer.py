@@ -20,6 +20,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.shapes import parse_shapes
 from nvfp4_tvm.torch import PackedWeight, linear, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
 from nvfp4_tvm.torch_library import find_library
@@ -74,17 +75,6 @@ class NVFP4TVMSm89(NVFP4TVM):
         self._kernels[key](a, weight, bias, residual, out)
 
 
-def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """Read ``NxK,NxK``."""
-    shapes = []
-    for shape in text.split(","):
-        N, _, K = shape.partition("x")
-        if not (N.isdigit() and K.isdigit()):
-            raise typer.BadParameter(f"found the shape {shape!r}, expected NxK such as 4096x4096")
-        shapes.append((int(N), int(K)))
-    return shapes
-
-
 def _build(N: int, K: int, dtype: str, arch: str) -> float:
     start = time.perf_counter()
     torch_dtype = getattr(torch, dtype)
@@ -94,7 +84,7 @@ def _build(N: int, K: int, dtype: str, arch: str) -> float:
 
 @app.command()
 def build(
-    shapes: Annotated[str, typer.Option(help="Weights, NxK separated by commas.")],
+    shapes: Annotated[str, typer.Option(help="Weights, NxK separated by commas, or all.")],
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
     archs: Annotated[str, typer.Option(help="GPU architectures, separated by commas.")] = f"sm_90,{SM_8X}",
     dtypes: Annotated[str, typer.Option(help="Activations, separated by commas.")] = "bfloat16",
