@@ -96,9 +96,9 @@ def words_shape(N: int, K: int) -> tuple[int, int, int, int, int]:
     return (*tiles(N, K), 2, LANES, WORDS_PER_LANE)
 
 
-def scales_shape(N: int, K: int) -> tuple[int, int, int]:
-    """Shape of ``scales`` for a weight [N, K]."""
-    return (*tiles(N, K), LANES)
+def scales_shape(N: int, K: int, group_size: int = GROUP_SIZE) -> tuple[int, int, int]:
+    """Shape of ``scales`` for a weight [N, K]; two lanes share a word where a group is all 32 k of a lane."""
+    return (*tiles(N, K), LANES * GROUP_SIZE // group_size)
 
 
 def global_scale_shape(N: int) -> tuple[int]:
@@ -117,8 +117,14 @@ def word_origin(t: Any, c: Any, h: Any, lane: Any, i: Any) -> tuple[Any, Any]:
     return t * TILE_N + h * 8 + lane // 4, c * TILE_K + lane % 4 * 32 + i * CODES_PER_WORD
 
 
-def scale_index(n: Any, group: Any) -> tuple[Any, Any, Any, Any]:
-    """Index into ``scales`` and the byte (0 = lowest) that hold the block scale of (n, group)."""
+def scale_index(n: Any, group: Any, group_size: int = GROUP_SIZE) -> tuple[Any, Any, Any, Any]:
+    """Index into ``scales`` and the byte (0 = lowest) that hold the block scale of (n, group).
+
+    NVFP4's groups are 16; groups of 32 keep the bytes of rows g and g + 8 of one lane side by side.
+    """
+    if group_size == 2 * GROUP_SIZE:
+        lane = n % 8 * 4 + group % 4
+        return n // TILE_N, group // 4, lane // 2, lane % 2 * 2 + n % TILE_N // 8
     lane = n % 8 * 4 + group % GROUPS_PER_TILE // 2
     return n // TILE_N, group // GROUPS_PER_TILE, lane, n % TILE_N // 8 * 2 + group % 2
 

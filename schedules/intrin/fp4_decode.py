@@ -20,6 +20,8 @@ The product has at most 6 significant bits, its last bit is at least 2**-17 and 
 
 from __future__ import annotations
 
+from tvm import tirx
+
 #: What accumulators of decoded products are multiplied by, with the global scale, in fp32.
 EPILOGUE_FACTOR = 128.0
 
@@ -106,7 +108,10 @@ def cuda_decoder(dtype: str) -> str:
         The four scales of a lane's word, each as a pair of equal halves: groups 2q and 2q + 1 of rows g and g + 8.
     """
     constants = {name: value for name, value in globals().items() if isinstance(value, int)}
-    return (_MUL + _DECODE[dtype] + _SCALES[dtype]).format(pair=PAIR[dtype], **constants)
+    source = (_MUL + _DECODE[dtype] + _SCALES[dtype]).format(pair=PAIR[dtype], **constants)
+    # TVM emits a source once for each function that is called from it
+    guard = f"NVFP4_DECODER_{PAIR[dtype].upper()}"
+    return f"\n#ifndef {guard}\n#define {guard}{source}#endif\n"
 
 
 def decode_name(dtype: str) -> str:
@@ -117,3 +122,90 @@ def decode_name(dtype: str) -> str:
 def scales_name(dtype: str) -> str:
     """Name of the CUDA function that decodes the scales of a lane."""
     return f"nvfp4_scales_{PAIR[dtype]}"
+
+
+def pair_bits(value: tirx.Expr, dtype: str) -> tirx.Expr:
+    """Return the 16 bits of a float32 that ``dtype`` holds exactly, as uint32.
+
+    bf16 is the upper half of a float32, which says it without a bf16 expression: TVM 0.27 takes those for integers
+    inside a reinterpretation.
+    """
+    if dtype == "bfloat16":
+        return tirx.reinterpret("uint32", value) >> _u32(16)
+    return tirx.reinterpret("uint16", value.astype("float16")).astype("uint32")
+
+
+def half_value(register: tirx.Expr, half: tirx.Expr | int, dtype: str) -> tirx.Expr:
+    """Return the low (0) or high (1) number of a pair as float32."""
+    shift = tirx.convert(half).astype("uint32") * _u32(16)
+    bits = (register >> shift) & _u32(0xFFFF)
+    if dtype == "bfloat16":
+        return tirx.reinterpret("float32", bits << _u32(16))
+    return tirx.reinterpret("float16", bits.astype("uint16")).astype("float32")
+
+
+def pair(low: tirx.Expr, high: tirx.Expr, dtype: str) -> tirx.Expr:
+    """Return two float32 that ``dtype`` holds exactly as one register."""
+    return pair_bits(low, dtype) | (pair_bits(high, dtype) << _u32(16))
+
+
+def decoded(word: tirx.Expr, p: tirx.Expr | int, scale: tirx.Expr, dtype: str) -> tirx.Expr:
+    """TIR form of ``nvfp4_decode``: register d_p of a word; ``p`` may be an expression."""
+    p = tirx.convert(p)
+    code = _patterns(word, dtype)
+    bits = code[3]
+    for j in range(3):
+        bits = tirx.Select(p == j, code[j], bits)
+    factor = half_value(scale, 0, dtype)
+    return pair(*(half_value(bits, half, dtype) * factor for half in range(2)), dtype)
+
+
+def _patterns(v: tirx.Expr, dtype: str) -> list[tirx.Expr]:
+    """Bits of the four pairs of codes of a word, by the operations of the CUDA form."""
+    if dtype == "bfloat16":
+        mask, t = _u32(BF16_CODE_MASK), v >> _u32(6)
+        last = (((t & _u32(0x00300030)) * _u32(1028)) & _u32(0x80408040)) | (t & _u32(0x01800180))
+        return [v & mask, (v * _u32(8)) & mask, (v * _u32(64)) & mask, last]
+    sign, magnitude = _u32(FP16_SIGN_MASK), _u32(FP16_MAGNITUDE_MASK)
+    v3, v6, v9 = (v << _u32(shift) for shift in (3, 6, 9))
+    last = ((v >> _u32(3)) & _u32(0x0C000C00)) | ((v >> _u32(1)) & _u32(0x02000200))
+    return [
+        (v3 & magnitude) | (v & sign),
+        (v6 & magnitude) | (v3 & sign),
+        (v9 & magnitude) | (v6 & sign),
+        last | ((v << _u32(4)) & sign),
+    ]
+
+
+def decoded_scale(y: tirx.Expr, row: tirx.Expr | int, dtype: str) -> tirx.Expr:
+    """TIR form of ``nvfp4_scale_pair``: the scale of row g (``row`` 0) or g + 8 (1), twice.
+
+    ``y`` holds their bytes in bits 0..7 and 16..23, as :func:`scale_bytes` puts them there.
+    """
+    if dtype == "bfloat16":
+        value = half_value(y << _u32(4), row, dtype)
+        value = value * tirx.const(2.0**120, "float32") * tirx.const(2.0**119, "float32")
+    else:
+        value = half_value(y << _u32(7), row, dtype) * tirx.const(2.0**15, "float32")
+    return pair(value, value, dtype)
+
+
+def scale_bytes(word: tirx.Expr, group: tirx.Expr | int, group_size: int = 16) -> tirx.Expr:
+    """Return the bytes of rows g and g + 8 of one group in bits 0..7 and 16..23.
+
+    ``group`` is 0 or 1: which of a lane's two groups, or with groups of 32 which of the word's two lanes
+    (:func:`nvfp4_tvm.layout.scale_index`).
+    """
+    if group_size == 32:
+        half = word >> (tirx.convert(group).astype("uint32") * _u32(16))
+        return (half & _u32(0xFF)) | ((half & _u32(0xFF00)) << _u32(8))
+    return (word >> (tirx.convert(group).astype("uint32") * _u32(8))) & _u32(0x00FF00FF)
+
+
+def _u32(value: int) -> tirx.Expr:
+    return tirx.const(value, "uint32")
+
+
+def scale_pair_name(dtype: str) -> str:
+    """Name of the CUDA function that decodes the two scales of one group of a lane."""
+    return f"nvfp4_scale_pair_{PAIR[dtype]}"

@@ -1,0 +1,209 @@
+"""Lowering of scheduled mma.sync GEMMs: TVM's ``s_tir`` pipeline with three changes.
+
+1. ``LowerMatchBuffer`` runs before ``CompactBufferAllocation``, which otherwise sees the whole regions that tensor
+   intrinsics match and keeps the lane axis of register fragments.
+2. Copies to shared memory become ``cp.async`` with zero fill, by :func:`lower_async_copies`: TVM's own pass takes
+   64-bit offsets for 32-bit ones and knows no reinterpreted sources.
+3. Barriers come from :func:`place_barriers`, one an iteration of the pipeline, instead of from ``ThreadSync``,
+   which inserts three. ``StorageRewrite`` does not run: it would give shared buffers another dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx import compilation_pipeline
+from tvm.tirx.script.builder import ir as T
+
+#: Name of the pipeline, for ``tvm.compile(mod, target, tir_pipeline=MMA_PIPELINE)``.
+MMA_PIPELINE = "nvfp4_mma"
+#: Loop annotation: a barrier stands before the loop.
+BARRIER_BEFORE = "pragma_nvfp4_barrier"
+
+_SHARED = ("shared", "shared.dyn")
+_CP_ASYNC = """
+__device__ __forceinline__ void nvfp4_cp_async_{bytes}(void* to, const void* from, bool inside) {{
+  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {bytes}, %2;"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? {bytes} : 0));
+}}
+__device__ __forceinline__ void nvfp4_cp_async_{bytes}(void* to, const void* from) {{
+  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {bytes};"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from));
+}}
+"""
+
+
+def rewrite(stmt: tirx.Stmt, visit: Callable[[tirx.Stmt], tirx.Stmt]) -> tirx.Stmt:
+    """Rebuild a statement from the leaves up, each replaced by what ``visit`` makes of it."""
+    if isinstance(stmt, tirx.SeqStmt):
+        stmt = tirx.SeqStmt([rewrite(child, visit) for child in stmt.seq])
+    elif isinstance(stmt, tirx.AttrStmt):
+        stmt = tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, rewrite(stmt.body, visit))
+    elif isinstance(stmt, tirx.For):
+        body = rewrite(stmt.body, visit)
+        stmt = tirx.For(
+            stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations, stmt.step
+        )
+    elif isinstance(stmt, tirx.IfThenElse):
+        other = None if stmt.else_case is None else rewrite(stmt.else_case, visit)
+        stmt = tirx.IfThenElse(stmt.condition, rewrite(stmt.then_case, visit), other)
+    return visit(stmt)
+
+
+def _is_attr(stmt: tirx.Stmt, key: str) -> bool:
+    return isinstance(stmt, tirx.AttrStmt) and stmt.attr_key == key
+
+
+def _barrier() -> tirx.Stmt:
+    return tirx.Evaluate(T.tvm_storage_sync("shared.dyn"))
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="PlaceBarriers")
+def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
+    """Make one barrier an iteration do for a ``cp.async`` pipeline, and expand ``BARRIER_BEFORE``.
+
+    ``InjectSoftwarePipeline`` leaves ``copy(k + n); commit; wait(n); use(k)``, where n of n + 1 buffers are in
+    flight. The copy overwrites what iteration k - 1 used, so it may only start when all threads are done with that.
+    Waiting first, for one group less, makes the barrier after the wait say so as well:
+    ``wait(n - 1); barrier; copy(k + n); commit; use(k)``.
+    """
+
+    def visit(stmt: tirx.Stmt) -> tirx.Stmt:
+        if _is_attr(stmt, BARRIER_BEFORE):
+            return tirx.SeqStmt([_barrier(), stmt.body])
+        if not isinstance(stmt, tirx.SeqStmt):
+            return stmt
+        children, result = list(stmt.seq), []
+        for child in children:
+            if not _is_attr(child, "async_wait_queue_scope"):
+                result.append(child)
+                continue
+            in_flight, use = child.body.value, child.body.body
+            # Copies of this iteration stand right before; those of the prologue do not concern the epilogue
+            copied = bool(result) and _is_attr(result[-1], "async_commit_queue_scope")
+            if copied:
+                in_flight = in_flight - 1
+            wait = tirx.AttrStmt(
+                child.node,
+                child.attr_key,
+                child.value,
+                tirx.AttrStmt(child.body.node, child.body.attr_key, in_flight, _barrier()),
+            )
+            result.insert(len(result) - copied, wait)
+            result.append(use)
+        return tirx.SeqStmt(result)
+
+    return func.with_body(rewrite(func.body, visit))
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="LowerAsyncCopies")
+def lower_async_copies(
+    func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.PassContext
+) -> tirx.PrimFunc:
+    """Turn stores to shared memory inside ``async_scope`` into ``cp.async``.
+
+    Of ``shared[..] = global[..]`` and ``shared[..] = if inside then global[..] else 0``, where the load may be
+    reinterpreted as another dtype of its width. Where ``inside`` is false nothing is read (PTX ISA, ``cp.async``:
+    the bytes beyond ``src-size`` are zero).
+    """
+
+    def visit(stmt: tirx.Stmt) -> tirx.Stmt:
+        if _is_attr(stmt, "async_scope"):
+            return rewrite(stmt.body, copy)
+        return stmt
+
+    def copy(stmt: tirx.Stmt) -> tirx.Stmt:
+        if not isinstance(stmt, tirx.BufferStore) or stmt.buffer.scope() not in _SHARED:
+            return stmt
+        value, inside = stmt.value, []
+        if _calls(value, "prim.if_then_else"):
+            value, inside = value.args[1], [value.args[0]]
+        if _calls(value, "tirx.reinterpret"):
+            value = value.args[0]
+        if not isinstance(value, tvm.ir.TensorLoad):
+            raise tvm.error.InternalError(f"cp.async: {stmt.value} is not a copy from global memory")
+        (to,), (source,) = stmt.indices, value.indices
+        size = _lanes(to) * tvm.DataType(stmt.buffer.dtype).itemsize
+        if size not in (4, 8, 16) or _lanes(source) != _lanes(to):
+            raise tvm.error.InternalError(f"cp.async: copies 4, 8 or 16 bytes, found {size} in {stmt}")
+        return tirx.Evaluate(
+            T.cuda.func_call(
+                f"nvfp4_cp_async_{size}",
+                T.address_of(stmt.buffer[_base(to)]),
+                T.address_of(value.source[_base(source)]),
+                *inside,
+                source_code=_CP_ASYNC.format(bytes=size, cache="cg" if size == 16 else "ca"),
+            )
+        )
+
+    return func.with_body(rewrite(func.body, visit))
+
+
+def _calls(value: tirx.Expr, name: str) -> bool:
+    return isinstance(value, tvm.ir.Call) and getattr(value.op, "name", None) == name
+
+
+def _lanes(index: tirx.Expr) -> int:
+    """Consecutive elements of an index: a ramp, or a ramp plus the offset of a merged buffer."""
+    if isinstance(index, tirx.Add) and isinstance(index.b, tirx.Broadcast):
+        return _lanes(index.a)
+    return int(index.lanes) if isinstance(index, tirx.Ramp) else 1
+
+
+def _base(index: tirx.Expr) -> tirx.Expr:
+    if isinstance(index, tirx.Add) and isinstance(index.b, tirx.Broadcast):
+        return _base(index.a) + index.b.value
+    return index.base if isinstance(index, tirx.Ramp) else index
+
+
+def _passes() -> list[tvm.transform.Pass]:
+    return [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LiftThreadBinding(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.UnifyThreadBinding(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.InjectSoftwarePipeline(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        place_barriers,
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        # While copies are still stores: it does not see what address_of accesses
+        s_tir.transform.MergeSharedMemoryAllocations(),
+        lower_async_copies,
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),
+    ]
+
+
+def mma_pipeline() -> tuple:
+    """Return the pipeline with TVM's finalization of host and device code, as ``register_tir_pipeline`` wants it."""
+
+    @tvm.transform.module_pass(opt_level=0, name="MmaPipeline")
+    def lower(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        return tvm.ir.transform.Sequential(_passes())(mod)
+
+    return lower, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
+
+
+compilation_pipeline.register_tir_pipeline(MMA_PIPELINE, mma_pipeline)
