@@ -5,17 +5,17 @@
 Two lists: every weight of `benchmarks.shapes` at every number of rows, and random problems with every epilogue and
 with shapes that fit no tile. Each is run as compiled for this card and as compiled for sm_89.
 
-Weights have every code, every finite non-negative E4M3 scale byte, and global scales between 1e-6 and 1e3, drawn a
-row. Activations have outliers ten thousand times the size of the rest. Float16 ends at 65504 and thins out below
-6e-5, so for it the global scales of one weight lie within a factor of 16 somewhere between 1e-6 and 1e3, and
-activations are scaled to results of about 16. Inputs and outputs lie between NaNs, and the memory that becomes the
-workspace is filled with NaNs: what is read beyond an end, written there, or left unwritten shows. The same call must
-give the same bits three times.
+Weights have every code, every finite non-negative E4M3 scale byte, and global scales between 1e-6 and 1e3,
+drawn a row. Activations have outliers ten thousand times the size of the rest. Float16 ends at 65504 and
+thins out below 6e-5, so for it the global scales of one weight lie within a factor of 16 somewhere between
+1e-6 and 1e3, and activations are scaled to results of about 16. Inputs and outputs lie between NaNs, and
+the memory that becomes the workspace is filled with NaNs: what is read beyond an end, written there, or
+left unwritten shows. The same call must give the same bits three times.
 
-``err`` is ``||out - exact|| / ||exact||``. For ``err_rows`` each column is first divided by the size of its elements
-in 64 rows, so that rows of the weight with a small global scale count as much as others. ``rounding`` is ``err`` of
-the exact product, rounded once: where few elements make up the norm it can exceed the bar of `BARS` by itself, and a
-result passes that is within `SLACK` of it.
+``err`` is ``||out - exact|| / ||exact||``. For ``err_rows`` each column is first divided by the size of its
+elements in 64 rows, so that rows of the weight with a small global scale count as much as others.
+``rounding`` is ``err`` of the exact product, rounded once: where few elements make up the norm it can
+exceed the bar of `BARS` by itself, and a result passes that is within `SLACK` of it.
 """
 
 from __future__ import annotations
