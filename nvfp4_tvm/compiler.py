@@ -133,7 +133,7 @@ def compile(
     exported = decoder.export(
         config, dtype=dtype, target=resolved.target, quantized=quantized, prefill_chunk_size=chunk
     )
-    mod = tvm.transform.Sequential(weight_passes())(exported.mod)
+    mod = tvm.transform.Sequential(weight_passes(resolved.target))(exported.mod)
     mod, transform = split_transform(mod)
     packed = _weight_params(mod)
     sources = list(parameter_sources(config, quantized, dtype).values())

@@ -17,15 +17,21 @@ from tvm.target import Target
 from nvfp4_tvm.codegen.machine_code import BuildLog
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.passes.fold_weights import FoldNVFP4Weights
+from nvfp4_tvm.passes.fuse_epilogue import FuseNVFP4Epilogue
 from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
 from nvfp4_tvm.passes.rewrite_matmul import RewriteNVFP4Matmul
 
 
-def weight_passes() -> list[tvm.transform.Pass]:
-    """Rewrite matmuls to packed weights and fold or lift the packing; independent of the target."""
+def weight_passes(target: Target | None = None) -> list[tvm.transform.Pass]:
+    """Rewrite matmuls to packed weights and fold or lift the packing.
+
+    With a CUDA target, epilogues are fused in between, for which gate_up weights are packed in another order of
+    rows. Without a target, packed weights are those of every target.
+    """
     return [
         RewriteNVFP4Matmul(),
+        *([] if target is None else [FuseNVFP4Epilogue(target)]),
         FoldNVFP4Weights(),
         relax.transform.CanonicalizeBindings(),
         relax.transform.DeadCodeElimination(),
@@ -78,6 +84,6 @@ def pipeline(target: Target | str | None = None, log: BuildLog | None = None) ->
     def run(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         chosen = Target(target) if isinstance(target, str) else target or Target.current(allow_none=False)
         with chosen:
-            return tvm.transform.Sequential([*weight_passes(), *target_passes(chosen, log)])(mod)
+            return tvm.transform.Sequential([*weight_passes(chosen), *target_passes(chosen, log)])(mod)
 
     return run
