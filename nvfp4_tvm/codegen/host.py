@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import tvm
 from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, StringImm
 from tvm.target import Target
@@ -77,7 +78,22 @@ def host_function(
     return function.with_attrs({"global_symbol": name, "tirx.noalias": True, "target": target})
 
 
+def lower_host(function: tirx.PrimFunc) -> tvm.IRModule:
+    """Return the module of a host function as LLVM's code generator takes it."""
+    passes = [
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),  # LLVM's code generator crashes on bfloat16 buffers
+        tirx.transform.LowerTVMBuiltin(),
+        tirx.transform.LowerIntrin(),
+    ]
+    name = str(function.attrs["global_symbol"])
+    return tvm.transform.Sequential(passes)(tvm.IRModule({name: function}))
+
+
 def _check(condition: tirx.Expr, message: str) -> tirx.Stmt:
+    # In the order of the constructor in C++: the Python wrapper of TVM 0.27 names the first two the other way
     return tirx.AssertStmt(condition, StringImm("ValueError"), [StringImm(message)])
 
 

@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.target import Target
 
 from nvfp4_tvm.codegen.cache import compile_cached
-from nvfp4_tvm.codegen.host import Branch, host_function
+from nvfp4_tvm.codegen.host import Branch, host_function, lower_host
 from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch
 from nvfp4_tvm.codegen.machine_code import BuildLog, MachineCode
 from nvfp4_tvm.codegen.workspace import Bytes, bound, exact
@@ -189,18 +189,7 @@ def _link(
     target: Target,
 ) -> tvm.runtime.Module:
     """Return one host module for the dispatch and all launches, with the CUDA modules imported."""
-    function = host_function(name, problem, branches, target)
-    dispatch = tvm.transform.Sequential(
-        [
-            tirx.transform.AnnotateEntryFunc(),
-            tirx.transform.FlattenBuffer(),
-            tirx.transform.MakePackedAPI(),
-            tirx.transform.BF16StorageLegalize(),  # LLVM's code generator crashes on bfloat16 buffers
-            tirx.transform.LowerTVMBuiltin(),
-            tirx.transform.LowerIntrin(),
-        ]
-    )(tvm.IRModule({name: function}))
-    host = tvm.IRModule({name: dispatch[name]})
+    host = lower_host(host_function(name, problem, branches, target))
     for launch in lowered:
         host[launch.name] = launch.host[launch.name]
     with target:
