@@ -20,6 +20,7 @@ exceed the bar of `BARS` by itself, and a result passes that is within `SLACK` o
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import multiprocessing
 import sys
@@ -28,14 +29,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 
 from benchmarks import record
-from benchmarks.shapes import ROWS, parse_shapes
+from benchmarks.shapes import parse_rows, parse_shapes, parse_words
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, device_arch, load_cuda_kernel
@@ -291,30 +291,27 @@ def _build(pool: ProcessPoolExecutor, cases: list[Case]) -> dict[Future[None], l
     return {pool.submit(_compile, *key): group for key, group in waiting.items()}
 
 
-def main(
-    shapes: Annotated[
-        str, typer.Option(help="Names of shapes or NxK, comma separated; all, or empty.")
-    ] = "all",
-    rows: Annotated[str, typer.Option(help="Rows of activations for them, comma separated.")] = ",".join(
-        map(str, ROWS)
-    ),
-    dtypes: Annotated[str, typer.Option(help="Activations of them, comma separated.")] = "bfloat16,float16",
-    random: Annotated[int, typer.Option(help="Random problems.")] = 200,
-    archs: Annotated[str, typer.Option(help="Compile for these; empty for this card's and sm_89.")] = "",
-    jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 16,
-    output: Annotated[str, typer.Option(help="JSON file.")] = str(record.RESULTS / "gemm_accuracy_h200.json"),
-) -> None:
+def main() -> None:
     """Check everything, print what fails, and write the figures as JSON."""
-    named = (
-        archs.split(",") if archs else list(dict.fromkeys([device_arch(torch.device("cuda")).name, "sm_89"]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    listed = list(
-        shape_cases(parse_shapes(shapes), [int(M) for M in rows.split(",")], dtypes.split(","), named)
+    parser.add_argument("--shapes", type=parse_shapes, default="all", help="NxK or names, all, or empty")
+    parser.add_argument("--rows", type=parse_rows, default="all", help="rows of activations for them")
+    parser.add_argument(
+        "--dtypes", type=parse_words, default="bfloat16,float16", help="of activations for them"
     )
-    drawn = list(random_cases(random, named))
+    parser.add_argument("--random", type=int, default=200, help="random problems")
+    parser.add_argument("--archs", type=parse_words, help="to compile for, else this card's and sm_89")
+    parser.add_argument("--jobs", type=int, default=16, help="processes that compile")
+    parser.add_argument("-o", "--output", type=Path, default=record.RESULTS / "gemm_accuracy_h200.json")
+    arguments = parser.parse_args()
+    archs = arguments.archs or list(dict.fromkeys([device_arch(torch.device("cuda")).name, "sm_89"]))
+    listed = list(shape_cases(arguments.shapes, arguments.rows, arguments.dtypes, archs))
+    drawn = list(random_cases(arguments.random, archs))
     start, results, weights = time.perf_counter(), [], dict[tuple[int, int, int, bool], Weight]()
     # A fork would share TVM's and CUDA's state
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = _build(pool, listed + drawn)
         for future in as_completed(waiting):
             cases = waiting.pop(future)
@@ -337,12 +334,15 @@ def main(
                 if results[-1]["failure"]:
                     print(results[-1], flush=True)
     facts = summary(results)
-    record.write(Path(output), results, summary=facts, bars=BARS, seconds=round(time.perf_counter() - start))
+    record.write(
+        arguments.output, results, summary=facts, bars=BARS, seconds=round(time.perf_counter() - start)
+    )
     for fact in facts:
         print(fact)
-    print(f"{len(results)} cases, {sum(bool(row['failure']) for row in results)} failures, written: {output}")
-    sys.exit(any(row["failure"] for row in results))
+    failures = sum(bool(row["failure"]) for row in results)
+    print(f"{len(results)} cases, {failures} failures, written: {arguments.output}")
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -12,23 +12,21 @@ another), from where a measuring process loads them.
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import Annotated
 
 import torch
-import typer
 
-from benchmarks.shapes import parse_shapes
+from benchmarks.shapes import parse_shapes, parse_words
 from nvfp4_tvm.torch import PackedWeight, linear, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
 from nvfp4_tvm.torch_library import find_library
 
 #: Architecture that `NVFP4TVMSm89` compiles for: no wgmma, no TMA, 99 KiB of shared memory.
 SM_8X = "sm_89"
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class NVFP4TVM:
@@ -75,38 +73,37 @@ class NVFP4TVMSm89(NVFP4TVM):
         self._kernels[key](a, weight, bias, residual, out)
 
 
-def _build(N: int, K: int, dtype: str, arch: str) -> float:
+def _build(shape: tuple[int, int], dtype: str, arch: str) -> float:
     start = time.perf_counter()
     torch_dtype = getattr(torch, dtype)
-    find_library(Variant(torch_dtype, torch_dtype, False, False, None).problem(N, K), arch)
+    find_library(Variant(torch_dtype, torch_dtype, False, False, None).problem(*shape), arch)
     return time.perf_counter() - start
 
 
-@app.command()
-def build(
-    shapes: Annotated[str, typer.Option(help="Weights, NxK separated by commas, or all.")],
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
-    archs: Annotated[str, typer.Option(help="GPU architectures, separated by commas.")] = f"sm_90,{SM_8X}",
-    dtypes: Annotated[str, typer.Option(help="Activations, separated by commas.")] = "bfloat16",
-) -> None:
+def build(shapes: list[tuple[int, int]], dtypes: list[str], archs: list[str], jobs: int) -> None:
     """Compile the kernels for every M, in parallel."""
-    tasks = [
-        (N, K, dtype, arch)
-        for N, K in parse_shapes(shapes)
-        for dtype in dtypes.split(",")
-        for arch in archs.split(",")
-    ]
+    tasks = list(itertools.product(shapes, dtypes, archs))
     # A fork would share TVM's and CUDA's state
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [(task, pool.submit(_build, *task)) for task in tasks]
-        for (N, K, dtype, arch), future in futures:
+        for ((N, K), dtype, arch), future in futures:
             print(f"{N}x{K} {dtype} {arch}: {future.result():.1f} s", flush=True)
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep ``build`` a command of its own where it is the only one."""
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("build", help="compile the kernels for every M")
+    command.add_argument("--shapes", type=parse_shapes, default="all", help="NxK or names, or all")
+    command.add_argument("--dtypes", type=parse_words, default="bfloat16", help="of activations")
+    command.add_argument("--archs", type=parse_words, default=f"sm_90,{SM_8X}", help="to compile for")
+    command.add_argument("--jobs", type=int, default=1, help="processes")
+    arguments = parser.parse_args()
+    build(arguments.shapes, arguments.dtypes, arguments.archs, arguments.jobs)
 
 
 if __name__ == "__main__":
-    app()
+    main()

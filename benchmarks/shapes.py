@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+import argparse
 
 #: Weights by name, (N, K): linear layers of Gemma, Llama 3 and a square one.
 SHAPES: dict[str, tuple[int, int]] = {
@@ -23,11 +23,21 @@ ROWS = (1, 2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 300, 482, 7
 
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """Read names of `SHAPES` and ``NxK``, separated by commas; ``all`` is all of `SHAPES`."""
+    """Read names of `SHAPES` and ``NxK``, separated by commas; ``all`` is all of `SHAPES`. For argparse."""
     shapes = []
     for word in [] if not text else list(SHAPES) if text == "all" else text.split(","):
         N, _, K = word.partition("x")
         if word not in SHAPES and not (N.isdigit() and K.isdigit()):
-            raise typer.BadParameter(f"found the shape {word!r}, expected NxK such as 4096x4096, or a name")
+            raise argparse.ArgumentTypeError(f"found the shape {word!r}, expected a name or NxK")
         shapes.append(SHAPES[word] if word in SHAPES else (int(N), int(K)))
     return shapes
+
+
+def parse_rows(text: str) -> list[int]:
+    """Read numbers of rows separated by commas; ``all`` is `ROWS`. For argparse."""
+    return list(ROWS) if text == "all" else [int(word) for word in text.split(",")]
+
+
+def parse_words(text: str) -> list[str]:
+    """Read words separated by commas. For argparse."""
+    return text.split(",")
