@@ -30,6 +30,7 @@ from benchmarks.gemm_bars import (
     number,
     speedup,
 )
+from benchmarks.markdown import markdown_table
 
 Report = dict[str, Any]
 
@@ -51,12 +52,6 @@ RANGES: tuple[tuple[str, Callable[[int], bool]], ...] = (
 SHOWN = (1, 8, 16, 32, 64, 128, 256, 482, 1024, 4096)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first column is text and whose others are numbers."""
-    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def where(report: Report) -> str:

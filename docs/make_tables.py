@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import gemm_tables  # noqa: E402
+from benchmarks.markdown import markdown_table  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first column is text and whose others are numbers."""
-    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def cpu_linear(reports: Sequence[dict[str, Any]]) -> str:
@@ -102,6 +101,11 @@ def agreement(reports: Sequence[dict[str, Any]]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
+    "gemm_accuracy": ("gemm_accuracy_*.json", gemm_tables.gemm_accuracy),
+    "gemm_bars": ("peer_gemm_*.json", gemm_tables.gemm_bars),
+    "gemm_summary": ("peer_gemm_*.json", gemm_tables.gemm_summary),
+    "gemm_times": ("peer_gemm_*.json", gemm_tables.gemm_times),
+    "kernel_resources": ("kernel_resources*.json", gemm_tables.kernel_resources),
     "quantize": ("quantize_*.json", quantize),
 }
 
