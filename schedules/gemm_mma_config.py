@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch
 from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.base import MRange
 
 #: A step is 8 consecutive k of each of the four lanes q, one word of W: two mma.m16n8k16.
 STEP_K = 32
@@ -39,6 +40,8 @@ class MmaConfig:
         Buffers of the pipeline: ``stages - 1`` copies are in flight while one is used.
     token_tiles : int
         Tiles of 8 tokens whose fragments are in registers at a time.
+    ahead : bool
+        Whether words and scales are in registers one stage ahead, so that no warp waits for them after a barrier.
     """
 
     block_m: int
@@ -50,6 +53,7 @@ class MmaConfig:
     block_k: int = 128
     stages: int = 2
     token_tiles: int = 2
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         self._require(self.block_k in (64, 128, 256), "block_k is 64, 128 or 256")
@@ -61,11 +65,10 @@ class MmaConfig:
             self.block_m % self.warp_m == 0 and self.block_n % self.warp_n == 0,
             "a block holds whole warp tiles",
         )
-        self._require(self.stages >= 2 and self.splits >= 1, "there are at least 2 stages and 1 split")
+        self._require(self.stages >= 2 + self.ahead and self.splits >= 1, "there are at least 2 stages (3 to be ahead) and 1 split")
         self._require(self.steps % self.k_warps == 0, "k_warps divides the steps of a stage")
         self._require(
-            self.accumulators * self.warps % self.all_warps == 0,
-            "warps share the tiles of the epilogue evenly",
+            self.warp_m // MMA_TOKENS % self.k_warps == 0, "k_warps share the token tiles of a warp evenly"
         )
         self._require(self.threads <= MAX_THREADS_PER_BLOCK, f"at most {MAX_THREADS_PER_BLOCK} threads")
 
@@ -78,7 +81,7 @@ class MmaConfig:
         """For logs and kernel names."""
         parts = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.warp_m}x{self.warp_n}"]
         parts += [f"k{self.k_warps}"] * (self.k_warps > 1) + [f"s{self.stages}"]
-        parts += [f"t{self.token_tiles}"] + [f"split{self.splits}"] * (self.splits > 1)
+        parts += ["a"] * self.ahead + [f"t{self.token_tiles}"] + [f"split{self.splits}"] * (self.splits > 1)
         return "_".join(parts)
 
     @property
@@ -131,7 +134,7 @@ class MmaConfig:
         stage = self.block_m * self.block_k * ACTIVATION_BYTES
         words = self.tiles_n * self.stage_blocks * 2 * layout.LANES * self.stage_words
         scale_words = self.tiles_n * self.stage_blocks * layout.scales_shape(1, 16, group_size)[-1]
-        pipeline = (stage + 4 * (words + scale_words)) * self.stages
+        pipeline = stage * self.stages + 4 * (words + scale_words) * (self.stages - self.ahead)
         sums = self.block_m * self.block_n * 4 * self.k_warps if self.k_warps > 1 else 0
         return max(pipeline, sums)
 
@@ -142,3 +145,19 @@ class MmaConfig:
         """
         total = -(-layout.tiles(1, K)[1] * layout.TILE_K // self.block_k)
         return max(-(-total // self.splits), self.stages)
+
+
+#: Ranges of M that are worth a kernel of their own; a dispatch table may use these bounds.
+M_RANGES = (MRange(17, 32), MRange(33, 64), MRange(65, 128), MRange(129))
+
+
+def choose_config(N: int, K: int, M: MRange, arch: Arch) -> MmaConfig:
+    """Return the tiles for a weight [N, K], a range of M and an architecture."""
+    high = M.high or 4096
+    if high <= 32:
+        return MmaConfig(32, 64, 32, 32, k_warps=2, stages=4)
+    if high <= 64:
+        return MmaConfig(64, 64, 64, 32, k_warps=2, stages=3)
+    if high <= 128:
+        return MmaConfig(64, 128, 64, 32, stages=3)
+    return MmaConfig(128, 128, 128, 32)

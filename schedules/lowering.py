@@ -122,6 +122,8 @@ def lower_async_copies(
             value, inside = value.args[1], [value.args[0]]
         if _calls(value, "tirx.reinterpret"):
             value = value.args[0]
+        if isinstance(value, tirx.Broadcast | tirx.IntImm):
+            return stmt  # all beyond K: plain zeros
         if not isinstance(value, tvm.ir.TensorLoad):
             raise tvm.error.InternalError(f"cp.async: {stmt.value} is not a copy from global memory")
         (to,), (source,) = stmt.indices, value.indices

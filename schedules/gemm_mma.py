@@ -1,0 +1,113 @@
+"""The mma.sync GEMM family, M >= 17 on every architecture: multistage cp.async, W decoded to fragments in registers.
+
+The computation is in :mod:`.gemm_mma_compute`, its schedule in :mod:`.gemm_mma_schedule`, the choice of tiles in
+:mod:`.gemm_mma_config`; here they become a kernel.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from tvm import s_tir, te, tirx
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.arch import ARCHS, get_arch
+from nvfp4_tvm.schedules import epilogue
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
+from nvfp4_tvm.schedules.gemm_mma_compute import partial_sums_shape
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config
+from nvfp4_tvm.schedules.gemm_mma_schedule import schedule_gemm_mma
+from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
+
+#: Fewer rows belong to the GEMV family.
+MIN_M = 17
+#: Columns of out a thread of the second launch adds, at most: 16 bytes of fp32.
+ADD_WIDTH = 4
+ADD_THREADS = 128
+
+
+class GemmMma(KernelRule):
+    """16-bit activations, from :data:`MIN_M` rows up.
+
+    Parameters
+    ----------
+    config : MmaConfig, optional
+        Instead of the one :func:`.gemm_mma_config.choose_config` would take.
+    """
+
+    name = "gemm_mma"
+
+    def __init__(self, config: MmaConfig | None = None) -> None:
+        self.config = config
+
+    def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
+        """See `KernelRule.apply`."""
+        if target.kind.name != "cuda":
+            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
+        name = str(target.attrs["arch"])
+        if name not in {known for arch in ARCHS.values() for known in (arch.name, arch.compile_arch)}:
+            return self.refuse(problem, f"{name} is not in the architecture table")
+        if problem.x_dtype == "float32":
+            return self.refuse(problem, "activations are float32, mma.sync takes 16 bits")
+        if self.config is None and problem.M.low < MIN_M:
+            return self.refuse(problem, f"M may be below {MIN_M}")
+        arch = get_arch(name)
+        config = self.config or choose_config(problem.N, problem.K, problem.M, arch)
+        if config.shared_bytes() > arch.shared_per_block:
+            return self.refuse(
+                problem,
+                f"{config.name} needs {config.shared_bytes()} bytes of shared memory, {arch.name} has "
+                f"{arch.shared_per_block}",
+            )
+        return kernel(problem, config)
+
+
+def kernel(problem: MatmulProblem, config: MmaConfig) -> CudaKernel:
+    """Return the kernel of one configuration."""
+    gemm = schedule_gemm_mma(problem, config).mod["main"]
+    extra = tuple(name for name in ("bias", "residual") if getattr(problem, name))
+    scaled = ("global_scale", *extra, "out")
+    name = f"gemm_mma_{config.name}"
+    if config.splits == 1:
+        return CudaKernel(name, (Launch(gemm, ("x", "words", "scales", *scaled), "mma"),))
+    sums = Workspace("sums", "float32", lambda M: partial_sums_shape(problem, config, M))
+    launches = (
+        Launch(gemm, ("x", "words", "scales", "sums"), "mma"),
+        Launch(add_splits(problem, config), ("sums", *scaled), "s_tir"),
+    )
+    return CudaKernel(name, launches, (sums,))
+
+
+def add_splits(problem: MatmulProblem, config: MmaConfig) -> PrimFunc:
+    """Return the second launch of a split GEMM: add the sums in order, then the epilogue."""
+    M = tirx.Var("M", "int64")
+    shape = (M, problem.out_N)
+    sums = te.placeholder(partial_sums_shape(problem, config, M), "float32", name="sums")
+    global_scale = te.placeholder(layout.global_scale_shape(problem.N), "float32", name="global_scale")
+    bias = te.placeholder((problem.N,), problem.x_dtype, name="bias") if problem.bias else None
+    residual = te.placeholder(shape, problem.out_dtype, name="residual") if problem.residual else None
+
+    def row(m: tirx.Expr, n: tirx.Expr) -> tirx.Expr:
+        total = reduce(lambda a, b: a + b, (sums[split, m, n] for split in range(config.splits)))
+        return epilogue.row_value(total, global_scale[n], None if bias is None else bias[n])
+
+    def element(m: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
+        added = None if residual is None else residual[m, column]
+        if problem.activation is None:
+            return epilogue.output(problem, row(m, column), residual=added)
+        gate = column // 8 * layout.TILE_N + column % 8
+        return epilogue.output(problem, row(m, gate), row(m, gate + 8), added)
+
+    out = te.compute(shape, element, name="out")
+    inputs = [sums, global_scale, *(t for t in (bias, residual) if t is not None)]
+    sch = s_tir.Schedule(te.create_prim_func([*inputs, out]))
+    m, column = sch.get_loops(sch.get_sblock("out"))
+    width = ADD_WIDTH if problem.out_N % ADD_WIDTH == 0 else 1
+    block, thread, vector = sch.split(column, [None, ADD_THREADS, width])
+    sch.bind(m, "blockIdx.x")
+    sch.bind(block, "blockIdx.y")
+    sch.bind(thread, "threadIdx.x")
+    sch.vectorize(vector)
+    return sch.mod["main"].with_attr({"tirx.is_scheduled": 1, "tirx.noalias": True})
