@@ -24,7 +24,7 @@ from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch
 from nvfp4_tvm.codegen.machine_code import BuildLog, MachineCode
 from nvfp4_tvm.codegen.workspace import Bytes, bound, exact
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
-from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.kernel import CudaKernel
 from nvfp4_tvm.target import cuda_target
@@ -161,7 +161,7 @@ def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltM
     return BuiltMatmul(name, problem, module, tuple(kernels), bound(kernels), BuildLog(codes))
 
 
-def _merged(chosen: Sequence[tuple[MRange, object, object]]) -> list[tuple[MRange, CudaKernel]]:
+def _merged(chosen: Sequence[tuple[MRange, KernelRule, object]]) -> list[tuple[MRange, CudaKernel]]:
     """Join neighbouring ranges that got the same kernel.
 
     Raises
@@ -172,7 +172,7 @@ def _merged(chosen: Sequence[tuple[MRange, object, object]]) -> list[tuple[MRang
     merged: list[tuple[MRange, CudaKernel]] = []
     for m_range, rule, kernel in chosen:
         if not isinstance(kernel, CudaKernel):
-            raise NVFP4Error(f"rule {rule}: returned {type(kernel).__name__}, expected a CudaKernel")
+            raise NVFP4Error(f"rule {rule.name}: returned {type(kernel).__name__}, expected a CudaKernel")
         if merged and merged[-1][1].name == kernel.name:
             merged[-1] = (MRange(merged[-1][0].low, m_range.high), merged[-1][1])
         else:

@@ -78,7 +78,11 @@ def run(function, problem, M, workspace=0):
 
 
 def test_each_m_takes_its_branch():
-    kernels = [(MRange(1, 8), mark(1, PROBLEM)), (MRange(9, 16), mark(2, PROBLEM)), (MRange(17), mark(3, PROBLEM))]
+    kernels = [
+        (MRange(1, 8), mark(1, PROBLEM)),
+        (MRange(9, 16), mark(2, PROBLEM)),
+        (MRange(17), mark(3, PROBLEM)),
+    ]
     function = build(PROBLEM, kernels)
     for M in range(1, 301):
         expected = next(i for i, (m_range, _) in enumerate(kernels, 1) if M in m_range)
