@@ -19,6 +19,7 @@ from nvfp4_tvm.arch import Arch, get_arch
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE
+from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
 from nvfp4_tvm.schedules.gemv import Gemv
 
@@ -30,7 +31,7 @@ Table = Sequence[tuple[MRange, Sequence[KernelRule]]]
 _MMA_TABLE: Table = (
     (MRange(1, 8), (Gemv(), PlainGemm())),
     (MRange(9, 16), (Gemv(), PlainGemm())),
-    (MRange(17), (PlainGemm(),)),
+    (MRange(17), (GemmMma(), PlainGemm())),
 )
 
 #: Ranges of M, in order and without gaps, with the rules to try in order: by kind of target, or by architecture.

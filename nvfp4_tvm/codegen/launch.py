@@ -17,6 +17,7 @@ from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.cuda_runtime import ensure_cuda_codegen
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.kernel import Launch, Pipeline
+from nvfp4_tvm.schedules.lowering import mma_pipeline
 from nvfp4_tvm.target import cuda_target
 
 _CALLBACK = "tvm_callback_cuda_compile"
@@ -61,11 +62,7 @@ class LoweredLaunch:
 def _passes(
     pipeline: Pipeline,
 ) -> tuple[tvm.transform.Pass, Callable[[], tvm.transform.Pass], Callable[[], tvm.transform.Pass]]:
-    if pipeline == "mma":
-        from nvfp4_tvm.schedules.lowering import mma_pipeline
-
-        return mma_pipeline()
-    return tirx.get_tir_pipeline(pipeline)
+    return mma_pipeline() if pipeline == "mma" else tirx.get_tir_pipeline(pipeline)
 
 
 def launch_target(launch: Launch, target: Target) -> Target:

@@ -4,21 +4,25 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tvm
+from relax_modules import NUMPY, Weight, activations, assert_rounded_once
 from tvm import tirx
 
+from nvfp4_tvm import layout
+from nvfp4_tvm.codegen.matmul import build_matmul
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules import dispatch as dispatch_module
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import TABLES, dispatch, intersect, kernels_for
+from nvfp4_tvm.schedules.kernel import CudaKernel
 from nvfp4_tvm.target import resolve_target
 
 LLVM = resolve_target("llvm").target
 PROBLEM = MatmulProblem(48, 64, x_dtype="float32", out_dtype="float32")
 
 
-@pytest.mark.parametrize("kind", sorted(TABLES))
-def test_tables_cover_every_m_once(kind):
-    ranges = [m_range for m_range, _ in TABLES[kind]]
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_tables_cover_every_m_once(name):
+    ranges = [m_range for m_range, _ in TABLES[name]]
     assert ranges[0].low == 1 and ranges[-1].high is None
     for lower, upper in pairwise(ranges):
         assert lower.high + 1 == upper.low
@@ -51,6 +55,102 @@ def test_static_m_gets_the_kernel_of_its_range(cpu, M, expected):
     ((_, rule, function),) = kernels_for(replace(PROBLEM, M=MRange(M, M)), target)
     assert rule.name == expected
     assert int(function.params[0].shape[0]) == M
+
+
+def intended(arch, M, x_dtype):
+    """The family that the table of the design gives to M."""
+    if x_dtype == "float32":
+        return "gemm_plain"
+    if M <= 16:
+        return "gemv"
+    return "gemm_mma"
+
+
+@pytest.mark.parametrize("x_dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (24, 48), (100, 2880)])
+def test_every_m_gets_the_intended_family(arch, N, K, x_dtype):
+    target = resolve_target(f"cuda:{arch}").target
+    chosen = kernels_for(MatmulProblem(N, K, x_dtype=x_dtype), target)
+    assert chosen[0][0].low == 1 and chosen[-1][0].high is None
+    assert all(lower.high + 1 == upper.low for (lower, *_), (upper, *_) in pairwise(chosen))
+    for M in range(1, 301):
+        (found,) = (rule.name for m_range, rule, _ in chosen if M in m_range)
+        assert found == intended(arch, M, x_dtype), M
+
+
+def test_an_unknown_architecture_is_refused():
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_75"})
+    with pytest.raises(TargetError, match="sm_75"):
+        kernels_for(PROBLEM, target)
+
+
+class _Split(KernelRule):
+    """A family with configurations for some ranges, one of which it then refuses."""
+
+    name = "split"
+
+    def ranges(self, N, K, arch):
+        return [MRange(1, 2), MRange(5, 8), MRange(9, 20), MRange(40, 50)]
+
+    def apply(self, problem, target):
+        if problem.M.high == 20:
+            return self.refuse(problem, "on principle")
+        return CudaKernel(f"split_{problem.M.low}", ())
+
+
+class _Rest(KernelRule):
+    name = "rest"
+
+    def apply(self, problem, target):
+        return CudaKernel("rest", ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (
+            MRange(),
+            "1..2 split_1, 3..4 rest, 5..8 split_5, 9..16 split_9, 17..20 rest, 21..39 rest, 40..50 split_40, "
+            "51.. rest",
+        ),
+        (MRange(3, 6), "3..4 rest, 5..6 split_5"),
+        (MRange(6, 6), "6 split_6"),
+        (MRange(45), "45..50 split_45, 51.. rest"),
+        (MRange(60, 70), "60..70 rest"),
+    ],
+)
+def test_a_rule_splits_its_range_and_leaves_gaps_to_the_next(monkeypatch, asked, expected):
+    rules = (_Split(), _Rest())
+    monkeypatch.setitem(dispatch_module.TABLES, "sm_89", ((MRange(1, 16), rules), (MRange(17), rules)))
+    chosen = kernels_for(replace(PROBLEM, M=asked), resolve_target("cuda:sm_89").target)
+    assert ", ".join(f"{m_range} {kernel.name}" for m_range, _, kernel in chosen) == expected
+
+
+def test_machine_code_is_not_one_prim_func():
+    with pytest.raises(TargetError, match="target cuda: its kernels are built by build_matmul"):
+        dispatch(PROBLEM, resolve_target("cuda:sm_89").target)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("N", "K"), [(24, 48), (520, 1024)])
+def test_every_m_gets_the_right_answer_on_a_gpu(N, K, dtype):
+    rng = np.random.default_rng(N)
+    weight = Weight.random(rng, N, K)
+    if dtype == "float16":
+        weight.rows[:] *= np.float32(1e-6)  # results within float16
+    packed = layout.pack(*weight.arrays())
+    gpu = tvm.cuda(0)
+    operands = [tvm.runtime.tensor(a, gpu) for a in (packed.words, packed.scales, packed.global_scale)]
+    built = build_matmul(MatmulProblem(N, K, x_dtype=dtype, out_dtype=dtype), resolve_target("auto").target)
+    for M in range(1, 301):
+        x = activations(rng, (M, K), dtype)
+        out = tvm.runtime.tensor(np.full((M, N), np.nan).astype(NUMPY[dtype]), gpu)
+        scratch = tvm.runtime.tensor(np.full(max(built.workspace_bytes(M), 16), 0xFF, np.uint8), gpu)
+        built.function(tvm.runtime.tensor(x, gpu), *operands, out, scratch)
+        assert_rounded_once(out.numpy(), x, weight)
 
 
 def test_dispatch_keeps_one_symbolic_m():
