@@ -6,6 +6,7 @@ The computation is in :mod:`.gemm_mma_compute`, its schedule in :mod:`.gemm_mma_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 from tvm import s_tir, te, tirx
@@ -13,23 +14,21 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import ARCHS, get_arch
+from nvfp4_tvm.arch import ARCHS, Arch, get_arch
 from nvfp4_tvm.schedules import epilogue
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_compute import partial_sums_shape
-from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config
+from nvfp4_tvm.schedules.gemm_mma_config import MIN_M, MmaConfig, choose_config, ranges
 from nvfp4_tvm.schedules.gemm_mma_schedule import schedule_gemm_mma
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
 
-#: Fewer rows belong to the GEMV family.
-MIN_M = 17
 #: Columns of out a thread of the second launch adds, at most: 16 bytes of fp32.
 ADD_WIDTH = 4
 ADD_THREADS = 128
 
 
 class GemmMma(KernelRule):
-    """16-bit activations, from :data:`MIN_M` rows up.
+    """16-bit activations, from :data:`.gemm_mma_config.MIN_M` rows up.
 
     Parameters
     ----------
@@ -41,6 +40,10 @@ class GemmMma(KernelRule):
 
     def __init__(self, config: MmaConfig | None = None) -> None:
         self.config = config
+
+    def ranges(self, N: int, K: int, arch: Arch) -> Sequence[MRange]:
+        """Ranges of M with one configuration each, for the dispatch."""
+        return (MRange(MIN_M),) if self.config is not None else ranges(N, K, arch)
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """See `KernelRule.apply`."""
@@ -80,7 +83,7 @@ def kernel(problem: MatmulProblem, config: MmaConfig) -> CudaKernel:
     return CudaKernel(name, launches, (sums,))
 
 
-def add_splits(problem: MatmulProblem, config: MmaConfig) -> PrimFunc:
+def add_splits(problem: MatmulProblem, config: MmaConfig, scheduled: bool = True) -> PrimFunc:
     """Return the second launch of a split GEMM: add the sums in order, then the epilogue."""
     M = tirx.Var("M", "int64")
     shape = (M, problem.out_N)
@@ -102,7 +105,10 @@ def add_splits(problem: MatmulProblem, config: MmaConfig) -> PrimFunc:
 
     out = te.compute(shape, element, name="out")
     inputs = [sums, global_scale, *(t for t in (bias, residual) if t is not None)]
-    sch = s_tir.Schedule(te.create_prim_func([*inputs, out]))
+    function = te.create_prim_func([*inputs, out])
+    if not scheduled:
+        return function
+    sch = s_tir.Schedule(function)
     m, column = sch.get_loops(sch.get_sblock("out"))
     width = ADD_WIDTH if problem.out_N % ADD_WIDTH == 0 else 1
     block, thread, vector = sch.split(column, [None, ADD_THREADS, width])

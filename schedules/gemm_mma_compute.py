@@ -81,6 +81,8 @@ class _Builder:
         # Axes that only some configurations have: schedule primitives drop axes of extent 1 here and there
         self.split = (config.splits,) if config.splits > 1 else ()
         self.part = (config.k_warps,) if config.k_warps > 1 else ()
+        # Splits leave gate and up to the second launch
+        self.gated = problem.activation == "silu_mul" and not self.split
         self._parameters()
         # M < 2**31 rows; only offsets into x and out need 64 bits
         self.rows = T.cast(self.M, "int32")
@@ -263,8 +265,7 @@ class _Builder:
             scale = self.global_scale[self._within(n, self.tiles * layout.TILE_N)]
             return epilogue.row_value(total[(*outer, *tile, lane, e * 2 + half)], scale, bias)
 
-        gated = problem.activation == "silu_mul"
-        value, up = (row(0), row(1)) if gated else (row(h), None)
+        value, up = (row(0), row(1)) if self.gated else (row(h), None)
         residual = None
         if problem.residual:
             token = self._token(outer, tile[1], lane % 4 * 2 + e)
@@ -279,7 +280,7 @@ class _Builder:
 
     def _column(self, tile: Expr, h: Expr | int, row: Expr) -> Expr:
         """Column of out of row ``row`` of a tile's half."""
-        if self.problem.activation == "silu_mul":
+        if self.gated:
             return tile * (layout.TILE_N // 2) + row
         return tile * layout.TILE_N + h * 8 + row
 
@@ -289,7 +290,7 @@ class _Builder:
     def _inside(self, token: Expr, column: Expr) -> Expr:
         """Whether an element is one of out."""
         columns, computed = int(self.out.shape[-1]), self.blocks_n * self.config.block_n
-        if self.problem.activation == "silu_mul" and not self.split:
+        if self.gated:
             computed //= 2
         inside = token < self.rows
         return inside if computed == columns else tirx.And(inside, column < columns)
@@ -301,7 +302,7 @@ class _Builder:
     def _store_float32(self, total: Buffer) -> None:
         """Store straight from the accumulators: eight rows of W are 32 consecutive bytes of out."""
         c = self.config
-        halves = 1 if self.problem.activation == "silu_mul" and not self.split else 2
+        halves = 1 if self.gated else 2
         shape = (*self._blocks, c.tiles_n, c.tiles_m, 2, *(halves,) * (halves > 1), layout.LANES)
         with T.grid(*shape) as loops, T.sblock("out"):
             *outer, t, b, e, h, lane = self._axes(shape, loops, halves)
@@ -325,7 +326,7 @@ class _Builder:
     def _store_16_bit(self, total: Buffer) -> None:
         """Transpose in registers, so that a lane has two neighbours of one row of out."""
         c, dtype = self.config, self.problem.out_dtype
-        halves = 1 if self.problem.activation == "silu_mul" else 2
+        halves = 1 if self.gated else 2
         shape = (*self._blocks, c.tiles_n, c.tiles_m, *(halves,) * (halves > 1), layout.LANES, 2)
 
         def value(*axes: Expr) -> Expr:

@@ -1,0 +1,98 @@
+"""The block computation, unscheduled, on llvm; and what of it the schedule leans on."""
+
+import numpy as np
+import pytest
+import tvm
+from mma_problems import Case
+from relax_modules import tensor
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.gemm_mma_compute import chunk_of, gemm_mma, slot_of
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
+from nvfp4_tvm.schedules.intrin.fp4_decode import EPILOGUE_FACTOR
+
+
+def problem_of(N, K, dtype="bfloat16", out_dtype=None, **features):
+    return MatmulProblem(N, K, MRange(17), x_dtype=dtype, out_dtype=out_dtype or dtype, **features)
+
+
+def config_of(block_k=128, **fields):
+    return MmaConfig(**{**dict(block_m=16, block_n=32, warp_m=16, warp_n=32, token_tiles=1), **fields}, block_k=block_k)
+
+
+def run(problem, config, M, group_size=16):
+    case = Case.random(problem, M, group_size)
+    function = gemm_mma(problem, config, group_size)
+    compiled = tvm.compile(tvm.IRModule({"main": function}), target="llvm")["main"]
+    out = tensor(case.empty(problem))
+    compiled(*map(tensor, case.operands.values()), out)
+    case.check(out.numpy())
+
+
+@pytest.mark.parametrize(
+    ("problem", "config"),
+    [
+        # N and K of no tile, odd M; one 16-row tile alone; K below one step
+        (problem_of(33, 144), config_of()),
+        (problem_of(8, 16, "float16"), config_of(stages=3)),
+        (problem_of(24, 48, "float16", "float32"), config_of(k_warps=2)),
+        (problem_of(32, 208, bias=True, residual=True), config_of(64)),
+        (problem_of(48, 272, "float16", activation="silu_mul", bias=True), config_of(256, k_warps=2)),
+        (problem_of(32, 128, "bfloat16", "float32", activation="silu_mul", residual=True), config_of(64)),
+    ],
+    ids=str,
+)
+def test_numbers(problem, config):
+    run(problem, config, M=19)
+
+
+@pytest.mark.parametrize("block_k", [64, 128, 256])
+def test_groups_of_32(block_k):
+    # A lane's 16, 32 or 64 k of a stage: less than a group, a group, two groups
+    run(problem_of(40, 288), config_of(block_k), M=17, group_size=32)
+
+
+def test_sums_of_the_splits():
+    problem, config, M = problem_of(24, 400), config_of(splits=3), 18
+    case = Case.random(problem, M)
+    operands = case.operands
+    compiled = tvm.compile(tvm.IRModule({"main": gemm_mma(problem, config)}), target="llvm")["main"]
+    sums = tensor(np.full((3, M, 32), np.nan, np.float32))
+    compiled(*(tensor(operands[name]) for name in ("x", "words", "scales")), sums)
+    scale = operands["global_scale"].astype(np.float64) * EPILOGUE_FACTOR
+    found = (sums.numpy().astype(np.float64).sum(axis=0) * scale)[:, : problem.N]
+    case.check(found.astype(np.float32))
+
+
+def test_what_lies_beyond_x_does_not_matter():
+    # K = 144 leaves 112 k of the last tile beyond the row: the next row's NaN must not enter
+    problem, M = problem_of(16, 144), 17
+    case = Case.random(problem, M)
+    x = case.operands["x"].copy()
+    x[1::2] = np.nan
+    compiled = tvm.compile(tvm.IRModule({"main": gemm_mma(problem, config_of())}), target="llvm")["main"]
+    out = tensor(case.empty(problem))
+    compiled(*map(tensor, {**case.operands, "x": x}.values()), out)
+    found = out.numpy().astype(np.float32)
+    assert np.isfinite(found[::2]).all() and np.isnan(found[1::2]).all()
+
+
+@pytest.mark.parametrize("chunks", [2, 4, 8])
+def test_swizzle(chunks):
+    chunk, row, q = np.meshgrid(np.arange(chunks), np.arange(8), np.arange(4), indexing="ij")
+    slot = slot_of(chunk, row, q, chunks)
+    np.testing.assert_array_equal(chunk_of(slot, row, q, chunks), chunk)
+    # Eight lanes read at a time, 4g + q: two rows, four q. Their 16 bytes lie in different groups of banks
+    bank = (row * 4 * chunks + q * chunks + slot) % 8
+    for step in range(chunks):
+        for pair in range(4):
+            assert len(np.unique(bank[step, 2 * pair : 2 * pair + 2])) == 8
+
+
+def test_accumulation_is_in_whole_stages():
+    config = config_of(stages=4, splits=3)
+    assert config.stages_along_k(16) == 4
+    assert config.stages_along_k(128 * 30) == 10
+    assert config_of(64, splits=3).stages_along_k(128 * 30) == 20
+    assert layout.tiles(1, 16 * 1)[1] == 1

@@ -1,0 +1,77 @@
+import pytest
+
+from nvfp4_tvm.arch import ARCHS
+from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.base import MRange
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config, ranges
+
+
+def test_sizes_of_the_tile():
+    config = MmaConfig(128, 256, 128, 32, block_k=64, stages=4, ahead=True)
+    assert (config.warps, config.threads, config.accumulators) == (8, 256, 32)
+    assert (config.tiles_n, config.tiles_m, config.steps, config.stage_words) == (16, 16, 2, 2)
+    # Activations 128 x 64 x 2 bytes in 4 buffers; words 256 x 64 / 2 and scales of a whole 128-block in 3
+    assert config.shared_bytes() == 4 * 16384 + 3 * (8192 + 2048)
+    assert config.shared_bytes(32) == 4 * 16384 + 3 * (8192 + 1024)
+
+
+def test_sums_of_k_warps_share_the_memory_of_the_pipeline():
+    config = MmaConfig(64, 64, 64, 32, k_warps=4, stages=2)
+    assert config.all_warps == 8
+    assert config.shared_bytes() == 4 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (dict(block_k=96), "block_k"),
+        (dict(warp_n=24), "warp_n"),
+        (dict(warp_m=24), "warp_m"),
+        (dict(block_m=96), "whole warp tiles"),
+        (dict(stages=1), "stages"),
+        (dict(stages=2, ahead=True), "3 to be ahead"),
+        (dict(splits=0), "split"),
+        (dict(k_warps=3), "k_warps"),
+        (dict(warp_m=16, token_tiles=1, k_warps=4), "k_warps"),
+        (dict(block_m=512, block_n=512), "threads"),
+    ],
+)
+def test_refusals(fields, expected):
+    with pytest.raises(ShapeError, match=expected) as refusal:
+        MmaConfig(**{**dict(block_m=64, block_n=64, warp_m=64, warp_n=32), **fields})
+    assert "\n" not in str(refusal.value)
+
+
+def test_names_tell_configurations_apart():
+    configs = [
+        MmaConfig(64, 64, 64, 32),
+        MmaConfig(64, 64, 32, 64),
+        MmaConfig(64, 64, 64, 32, k_warps=2),
+        MmaConfig(64, 64, 64, 32, splits=2),
+        MmaConfig(64, 64, 64, 32, block_k=64),
+        MmaConfig(64, 64, 64, 32, stages=3),
+        MmaConfig(64, 64, 64, 32, stages=3, ahead=True),
+        MmaConfig(64, 64, 64, 32, token_tiles=1),
+    ]
+    names = {config.name for config in configs}
+    assert len(names) == len(configs)
+    assert all(name.replace("_", "").isalnum() for name in names)
+
+
+SHAPES = [(43008, 5376), (5376, 21504), (4096, 4096), (8192, 28672), (8, 16), (100, 2880), (24, 48)]
+
+
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: arch.name)
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_choice(N, K, arch):
+    chosen = ranges(N, K, arch)
+    # Without gaps, from 17 up
+    assert chosen[0].low == 17 and chosen[-1].high is None
+    assert all(a.high + 1 == b.low for a, b in zip(chosen, chosen[1:], strict=False))
+    # Every kernel costs seconds of compilation
+    assert len(chosen) <= 8
+    for part in chosen:
+        config = choose_config(N, K, part, arch)
+        assert config.shared_bytes() <= arch.shared_per_block
+        # A problem for one M of the range gets the same kernel
+        assert choose_config(N, K, MRange(part.low, part.low), arch) == config
