@@ -35,11 +35,11 @@ import numpy as np
 import torch
 
 from benchmarks import record
+from benchmarks.peer import compile_library
 from benchmarks.shapes import parse_rows, parse_shapes, parse_words
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, device_arch, load_cuda_kernel
-from nvfp4_tvm.torch_library import find_library
 
 #: Largest relative error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the accumulation.
 BARS = {"bfloat16": 1.70e-3, "float16": 2.2e-4, "float32": 5e-6}
@@ -187,6 +187,7 @@ def relative_by_row(got: torch.Tensor, exact: torch.Tensor, size: torch.Tensor) 
 
 def check(case: Case, kernel: CUDAKernel, weight: Weight) -> dict[str, Any]:
     """Run a case and compare."""
+    torch.manual_seed(case.seed)
     problem, M = case.problem, case.M
     dtype, out_dtype = getattr(torch, problem.x_dtype), getattr(torch, problem.out_dtype)
     many = activations(max(M, SIZE_ROWS), weight, dtype, case.seed)
@@ -279,16 +280,12 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # Building and running
 
 
-def _compile(problem: MatmulProblem, arch: str) -> None:
-    find_library(problem, arch)
-
-
-def _build(pool: ProcessPoolExecutor, cases: list[Case]) -> dict[Future[None], list[Case]]:
+def _build(pool: ProcessPoolExecutor, cases: list[Case]) -> dict[Future[float | str], list[Case]]:
     """Start building each library once; return the cases that wait for it."""
     waiting: dict[tuple[MatmulProblem, str], list[Case]] = {}
     for case in cases:
         waiting.setdefault((case.problem, case.arch), []).append(case)
-    return {pool.submit(_compile, *key): group for key, group in waiting.items()}
+    return {pool.submit(compile_library, *key): group for key, group in waiting.items()}
 
 
 def main() -> None:
@@ -316,16 +313,13 @@ def main() -> None:
         for future in as_completed(waiting):
             cases = waiting.pop(future)
             problem, arch = cases[0].problem, cases[0].arch
-            try:
-                future.result()
-                kernel, _ = load_cuda_kernel(problem, arch)
-            except Exception as error:  # what does not build is a finding, not the end
-                results += [
-                    as_row(case, {"failure": f"{type(error).__name__}: {error}"[:300]}) for case in cases
-                ]
+            built = future.result()
+            if isinstance(built, str):  # a finding, not the end
+                results += [as_row(case, {"failure": built[:300]}) for case in cases]
                 print(results[-1], flush=True)
                 continue
-                key = (problem.N, problem.K, cases[0].seed, problem.x_dtype == "float16")
+            kernel, _ = load_cuda_kernel(problem, arch)
+            key = (problem.N, problem.K, cases[0].seed, problem.x_dtype == "float16")
             if key not in weights:
                 weights.clear()  # one at a time: in float64 the largest takes 1.8 GB
                 weights[key] = Weight(*key)

@@ -144,6 +144,14 @@ def resources(N: int, K: int, arch: str, dtype: str = "bfloat16") -> list[Row]:
     return rows
 
 
+def resources_or_error(N: int, K: int, arch: str) -> list[Row] | str:
+    """Return `resources`, or what went wrong: not every error passes from one process to another."""
+    try:
+        return resources(N, K, arch)
+    except Exception as error:
+        return f"{arch} {N}x{K}: {type(error).__name__}: {error}"
+
+
 def problems(row: Row) -> list[str]:
     """Return what is wrong with a kernel: it spills, does not fit, or lacks the instructions of its kind.
 
@@ -200,8 +208,8 @@ def nvrtc_version() -> str:
     return f"{major.value}.{minor.value}"
 
 
-def main() -> int:
-    """Print a line for each kernel, write the figures as JSON, and return 1 where a kernel has a problem."""
+def main() -> int | str:
+    """Print a line for each kernel and write the figures as JSON; return the exit code, or an error to print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

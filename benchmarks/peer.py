@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
 from benchmarks.shapes import parse_shapes, parse_words
+from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.torch import PackedWeight, linear, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
 from nvfp4_tvm.torch_library import find_library
@@ -73,25 +75,39 @@ class NVFP4TVMSm89(NVFP4TVM):
         self._kernels[key](a, weight, bias, residual, out)
 
 
-def _build(shape: tuple[int, int], dtype: str, arch: str) -> float:
+def compile_library(problem: MatmulProblem, arch: str) -> float | str:
+    """Compile in a process of its own; return the seconds it took, or why it failed.
+
+    Not as an exception: one that does not pickle (``CompileError`` does not) would end the whole pool.
+    """
     start = time.perf_counter()
-    torch_dtype = getattr(torch, dtype)
-    find_library(Variant(torch_dtype, torch_dtype, False, False, None).problem(*shape), arch)
+    try:
+        find_library(problem, arch)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return time.perf_counter() - start
 
 
-def build(shapes: list[tuple[int, int]], dtypes: list[str], archs: list[str], jobs: int) -> None:
-    """Compile the kernels for every M, in parallel."""
+def build(shapes: list[tuple[int, int]], dtypes: list[str], archs: list[str], jobs: int) -> int:
+    """Compile the kernels for every M, in parallel; return how many do not compile."""
     tasks = list(itertools.product(shapes, dtypes, archs))
+    failures = 0
     # A fork would share TVM's and CUDA's state
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [(task, pool.submit(_build, *task)) for task in tasks]
-        for ((N, K), dtype, arch), future in futures:
-            print(f"{N}x{K} {dtype} {arch}: {future.result():.1f} s", flush=True)
+        futures = [
+            pool.submit(compile_library, MatmulProblem(N, K, x_dtype=dtype, out_dtype=dtype), arch)
+            for (N, K), dtype, arch in tasks
+        ]
+        for ((N, K), dtype, arch), future in zip(tasks, futures, strict=True):
+            result = future.result()
+            failures += isinstance(result, str)
+            text = result[:1000] if isinstance(result, str) else f"{result:.1f} s"
+            print(f"{N}x{K} {dtype} {arch}: {text}", flush=True)
+    return failures
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> int:
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -102,8 +118,8 @@ def main() -> None:
     command.add_argument("--archs", type=parse_words, default=f"sm_90,{SM_8X}", help="to compile for")
     command.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args()
-    build(arguments.shapes, arguments.dtypes, arguments.archs, arguments.jobs)
+    return int(build(arguments.shapes, arguments.dtypes, arguments.archs, arguments.jobs) > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

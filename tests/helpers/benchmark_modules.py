@@ -1,0 +1,8 @@
+"""Makes ``benchmarks`` importable, which is no part of the installed package."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
