@@ -60,18 +60,21 @@ def entry_name(source: str, arch: str) -> str:
 def compile_cached(source: str, arch: str) -> MachineCode:
     """Compile as :func:`~nvfp4_tvm.codegen.machine_code.compile_machine_code`, or take the result from disk.
 
+    Code for an architecture-specific feature set (sm_90a) gets no PTX: no other GPU could translate it.
+
     Raises
     ------
     CompileError, TargetError
         As ``compile_machine_code``. A cache that cannot be read or written is a warning, not an error.
     """
     folder = cache_folder()
+    ptx = not arch.endswith("a")
     if folder is None:
-        return compile_machine_code(source, arch)
+        return compile_machine_code(source, arch, ptx)
     path = folder / entry_name(source, arch)
     found = _read(path, source)
     if found is None:
-        found = compile_machine_code(source, arch)
+        found = compile_machine_code(source, arch, ptx)
         _write(path, found)
     return found
 

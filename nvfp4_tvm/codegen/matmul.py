@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import tvm
@@ -142,22 +142,22 @@ def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltM
     kernels = _merged(kernels_for(problem, target))
     logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
 
-    launches: dict[str, LoweredLaunch] = {}
+    lowered: dict[str, LoweredLaunch] = {}
+    compiling: dict[str, Future[MachineCode]] = {}
     branches = []
-    for m_range, kernel in kernels:
-        symbols = []
-        for index, launch in enumerate(kernel.launches):
-            symbol = f"{name}_{kernel.name}" + (f"_{index}" if len(kernel.launches) > 1 else "")
-            if symbol not in launches:
-                launches[symbol] = lower_launch(launch, symbol, target)
-            symbols.append(symbol)
-        branches.append(Branch(m_range, kernel, tuple(symbols)))
-
-    lowered = list(launches.values())
-    # NVRTC releases Python's lock; a kernel takes seconds, of which TVM's part is little
-    with ThreadPoolExecutor(min(len(lowered), os.cpu_count() or 1)) as pool:
-        codes = list(pool.map(lambda launch: compiler(launch.source, launch.arch), lowered))
-    module = _link(name, problem, branches, lowered, codes, target)
+    # NVRTC releases Python's lock: it compiles one launch while TVM lowers the next
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for m_range, kernel in kernels:
+            symbols = []
+            for index, launch in enumerate(kernel.launches):
+                symbol = f"{name}_{kernel.name}" + (f"_{index}" if len(kernel.launches) > 1 else "")
+                if symbol not in lowered:
+                    lowered[symbol] = lower_launch(launch, symbol, target)
+                    compiling[symbol] = pool.submit(compiler, lowered[symbol].source, lowered[symbol].arch)
+                symbols.append(symbol)
+            branches.append(Branch(m_range, kernel, tuple(symbols)))
+    codes = [future.result() for future in compiling.values()]
+    module = _link(name, problem, branches, list(lowered.values()), codes, target)
     return BuiltMatmul(name, problem, module, tuple(kernels), bound(kernels), BuildLog(codes))
 
 

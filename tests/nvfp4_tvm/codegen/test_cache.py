@@ -20,9 +20,9 @@ def compilations(monkeypatch):
     ran = []
     compiler = cache.compile_machine_code
 
-    def counted(source, arch):
+    def counted(source, arch, ptx):
         ran.append(arch)
-        return compiler(source, arch)
+        return compiler(source, arch, ptx)
 
     monkeypatch.setattr(cache, "compile_machine_code", counted)
     return ran
@@ -55,6 +55,11 @@ def test_a_damaged_entry_is_reported_and_made_again(folder, compilations, caplog
     assert "damaged entry" in caplog.text and path.name in caplog.text and len(compilations) == 2
     caplog.clear()
     assert compile_cached(SOURCE, "sm_89") == good and not caplog.text
+
+
+@pytest.mark.parametrize(("arch", "ptx"), [("sm_90", "sm_90"), ("sm_90a", None)])
+def test_only_portable_code_has_ptx(folder, arch, ptx):
+    assert compile_cached(SOURCE, arch).ptx_arch == compile_cached(SOURCE, arch).ptx_arch == ptx
 
 
 def test_zero_turns_it_off(tmp_path, monkeypatch, compilations):
