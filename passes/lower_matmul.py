@@ -24,6 +24,7 @@ from nvfp4_tvm.codegen.machine_code import BuildLog
 from nvfp4_tvm.codegen.matmul import BuiltMatmul, build_matmul
 from nvfp4_tvm.op.matmul import NAME as MATMUL
 from nvfp4_tvm.op.matmul import flatten, operands, problem_of, te_output, unflatten
+from nvfp4_tvm.passes.external import attach
 from nvfp4_tvm.passes.rewrite_matmul import is_call
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import dispatch, table_for
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 #: relax.op pattern kind kOpaque (include/tvm/relax/op_attr_types.h): FuseOps must not touch a scheduled kernel.
 OPAQUE = 8
-EXTERNAL = "external_mods"
 #: Memory planning divides by the bytes of a storage.
 _MIN_WORKSPACE = 16
 
@@ -201,11 +201,7 @@ class LowerNVFP4Matmul:
             return mod
         lowerer = _LowererToMachineCode(mod, target, spans, self.log)
         lowered = _lowered(lowerer, functions)
-        modules = list((lowered.attrs or {}).get(EXTERNAL) or [])
-        for built in lowerer.built.values():
-            if not any(module.implements_function(built.name) for module in modules):
-                modules.append(built.module)
-        return lowered.with_attr(EXTERNAL, modules)
+        return attach(lowered, ((built.name, built.module) for built in lowerer.built.values()))
 
 
 def _lowered(lowerer: _Lowerer, functions: list[tuple[tvm.ir.GlobalVar, relax.Function]]) -> tvm.IRModule:

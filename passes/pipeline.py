@@ -19,6 +19,7 @@ from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.passes.fold_weights import FoldNVFP4Weights
 from nvfp4_tvm.passes.fuse_epilogue import FuseNVFP4Epilogue
 from nvfp4_tvm.passes.lower_dense import LowerDense
+from nvfp4_tvm.passes.lower_dequantize import LowerNVFP4Dequantize
 from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
 from nvfp4_tvm.passes.rewrite_matmul import RewriteNVFP4Matmul
 
@@ -59,6 +60,7 @@ def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.trans
     tvm_pipeline = _TVM[target.kind.name]
     return [
         LowerNVFP4Matmul(target, log),
+        LowerNVFP4Dequantize(target, log),
         LowerDense(target),
         *tvm_pipeline.library_dispatch_passes(target),
         *tvm_pipeline.legalize_passes(target),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from tvm.tirx.build import split_host_device_mods
 
 from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.cuda_runtime import ensure_cuda_codegen
+from nvfp4_tvm.codegen.machine_code import MachineCode
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.kernel import Launch, Pipeline
 from nvfp4_tvm.schedules.lowering import mma_pipeline
@@ -65,6 +66,13 @@ def _passes(
     return mma_pipeline() if pipeline == "mma" else tirx.get_tir_pipeline(pipeline)
 
 
+def with_host(target: Target) -> Target:
+    """Return a CUDA target that has a host: its own, or that of :func:`nvfp4_tvm.target.cuda_target`."""
+    if target.host is not None:
+        return target
+    return Target(target, host=cuda_target(str(target.attrs["arch"])).target.host)
+
+
 def launch_target(launch: Launch, target: Target) -> Target:
     """Return the target of one launch: ``target``, or its architecture-specific form if the launch needs that."""
     arch = get_arch(str(target.attrs["arch"]))
@@ -97,10 +105,34 @@ def lower_launch(launch: Launch, name: str, target: Target) -> LoweredLaunch:
         return LoweredLaunch(name, host, device, chosen, _cuda_source(device, chosen))
 
 
+def link(
+    host: tvm.IRModule, launches: Sequence[LoweredLaunch], codes: Sequence[MachineCode], target: Target
+) -> tvm.runtime.Module:
+    """Return one host module of ``host`` and all launches, with the CUDA modules imported.
+
+    Parameters
+    ----------
+    host : tvm.IRModule
+        More host functions, lowered; they may call the launches by symbol.
+    launches : sequence of LoweredLaunch
+        The launches.
+    codes : sequence of MachineCode
+        That of each launch.
+    target : Target
+        With its host.
+    """
+    host = tvm.IRModule(dict(host.functions_items()))
+    for launch in launches:
+        host[launch.name] = launch.host[launch.name]
+    with target:
+        module = tvm.get_global_func("target.build.llvm")(host, target.host)
+    for launch, code in zip(launches, codes, strict=True):
+        module.import_module(launch.runtime_module(code.fatbin))
+    return module
+
+
 @contextmanager
 def _callback(compiler: Callable[[str], bytes]) -> Iterator[None]:
-    import tvm.support.nvcc  # noqa: F401  registers TVM's own callback, which must happen before ours replaces it
-
     ensure_cuda_codegen()
     with _lock:
         previous = tvm_ffi.get_global_func(_CALLBACK)

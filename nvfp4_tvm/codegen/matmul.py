@@ -20,14 +20,13 @@ from tvm.target import Target
 
 from nvfp4_tvm.codegen.cache import compile_cached
 from nvfp4_tvm.codegen.host import Branch, host_function, lower_host
-from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch
+from nvfp4_tvm.codegen.launch import LoweredLaunch, link, lower_launch, with_host
 from nvfp4_tvm.codegen.machine_code import BuildLog, MachineCode
 from nvfp4_tvm.codegen.workspace import Bytes, bound, exact
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.kernel import CudaKernel
-from nvfp4_tvm.target import cuda_target
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +127,7 @@ def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = co
     CompileError
         If a kernel does not compile.
     """
-    if target.host is None:
-        target = Target(target, host=cuda_target(str(target.attrs["arch"])).target.host)
+    target = with_host(target)
     key = (problem, str(target), compiler)
     with _built_lock:
         if key not in _built:
@@ -157,7 +155,8 @@ def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltM
                 symbols.append(symbol)
             branches.append(Branch(m_range, kernel, tuple(symbols)))
     codes = [future.result() for future in compiling.values()]
-    module = _link(name, problem, branches, list(lowered.values()), codes, target)
+    host = lower_host(host_function(name, problem, branches, target))
+    module = link(host, list(lowered.values()), codes, target)
     return BuiltMatmul(name, problem, module, tuple(kernels), bound(kernels), BuildLog(codes))
 
 
@@ -178,22 +177,3 @@ def _merged(chosen: Sequence[tuple[MRange, KernelRule, object]]) -> list[tuple[M
         else:
             merged.append((m_range, kernel))
     return merged
-
-
-def _link(
-    name: str,
-    problem: MatmulProblem,
-    branches: Sequence[Branch],
-    lowered: Sequence[LoweredLaunch],
-    codes: Sequence[MachineCode],
-    target: Target,
-) -> tvm.runtime.Module:
-    """Return one host module for the dispatch and all launches, with the CUDA modules imported."""
-    host = lower_host(host_function(name, problem, branches, target))
-    for launch in lowered:
-        host[launch.name] = launch.host[launch.name]
-    with target:
-        module = tvm.get_global_func("target.build.llvm")(host, target.host)
-    for launch, code in zip(lowered, codes, strict=True):
-        module.import_module(launch.runtime_module(code.fatbin))
-    return module
