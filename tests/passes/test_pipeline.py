@@ -5,7 +5,7 @@ from relax_modules import Weight, activations, assert_rounded_once, build_functi
 from tvm import relax
 
 from nvfp4_tvm import layout, pipeline
-from nvfp4_tvm.codegen import cuda_machine_code
+from nvfp4_tvm.codegen import BuildLog, cuda_machine_code
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.target import resolve_target
 
@@ -53,9 +53,14 @@ def test_weights_as_parameters_go_through_transform_params(weight):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_builds_for_cuda_without_a_gpu(weight, dtype):
     target = resolve_target("cuda:sm_89")
-    with cuda_machine_code(target.code_arch) as log:
-        relax.build(constant_model(weight, dtype), target.target, relax_pipeline=pipeline(target.target))
-    assert any("nvfp4_matmul" in name for name in log.usage)
+    log = BuildLog()
+    with cuda_machine_code(target.code_arch):
+        executable = relax.build(
+            constant_model(weight, dtype), target.target, relax_pipeline=pipeline(target.target, log)
+        )
+    short = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    assert f"call  nvfp4_matmul_{N}x{K}_{short} " in executable.as_text()
+    assert any(name.startswith(f"nvfp4_matmul_{N}x{K}_{short}_gemv") for name in log.usage)
 
 
 def test_other_targets_are_refused(weight):
