@@ -41,8 +41,8 @@ from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, device_arch, load_cuda_kernel
 
-#: Largest relative error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the accumulation, in
-#: which tensor cores cut off what does not fit float32 (7e-6 at K = 6320).
+#: Largest relative error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the
+#: accumulation, in which tensor cores cut off what does not fit float32 (7e-6 at K = 6320).
 BARS = {"bfloat16": 1.70e-3, "float16": 2.2e-4, "float32": 5e-5}
 #: Times the error of rounding the exact product once.
 SLACK = 1.01

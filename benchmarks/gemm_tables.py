@@ -218,6 +218,24 @@ def kernel_resources(reports: Sequence[Report]) -> str:
     return "\n".join(parts)
 
 
+def sanitizer(reports: Sequence[Report]) -> str:
+    """Return one table of all files that ``benchmarks/sanitize.py`` wrote."""
+    lines = []
+    for report in reports:
+        for row in report["rows"]:
+            state = "clean" if row["exit_code"] == 0 else f"exit code {row['exit_code']}"
+            lines.append(
+                [
+                    f"{row['tool']}, {row['arch']}, {row['shape']} {row['dtype']}",
+                    str(len(row["kernels"])),
+                    state,
+                    row["summary"],
+                ]
+            )
+    where = dict.fromkeys(f"{report['gpu']}, {report['date']}" for report in reports)
+    return f"{'; '.join(where)}.\n\n" + markdown_table(["", "kernels", "", "the tool says"], lines)
+
+
 #: Instructions that the table of resources counts: tensor cores, asynchronous copies, 16-byte loads.
 SASS_COLUMNS = ("HMMA", "HGMMA", "LDGSTS", "LDG.128", "LDS.128", "UTMALDG")
 

@@ -106,6 +106,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "gemm_summary": ("peer_gemm_*.json", gemm_tables.gemm_summary),
     "gemm_times": ("peer_gemm_*.json", gemm_tables.gemm_times),
     "kernel_resources": ("kernel_resources*.json", gemm_tables.kernel_resources),
+    "sanitizer": ("sanitizer_*.json", gemm_tables.sanitizer),
     "quantize": ("quantize_*.json", quantize),
 }
 
