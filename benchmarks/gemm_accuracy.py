@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200, help="random problems")
     parser.add_argument("--archs", type=parse_words, help="to compile for, else this card's and sm_89")
     parser.add_argument("--jobs", type=int, default=16, help="processes that compile")
+    parser.add_argument("--only-compile", action="store_true", help="which needs no GPU")
     parser.add_argument("-o", "--output", type=Path, default=record.RESULTS / "gemm_accuracy_h200.json")
     arguments = parser.parse_args()
     archs = arguments.archs or list(dict.fromkeys([device_arch(torch.device("cuda")).name, "sm_89"]))
@@ -315,6 +316,9 @@ def main() -> None:
             cases = waiting.pop(future)
             problem, arch = cases[0].problem, cases[0].arch
             built = future.result()
+            if arguments.only_compile:
+                print(f"{problem} {arch}: {built}", flush=True)
+                continue
             if isinstance(built, str):  # a finding, not the end
                 results += [as_row(case, {"failure": built[:300]}) for case in cases]
                 print(results[-1], flush=True)
@@ -328,6 +332,8 @@ def main() -> None:
                 results.append(as_row(case, check(case, kernel, weights[key])))
                 if results[-1]["failure"]:
                     print(results[-1], flush=True)
+    if arguments.only_compile:
+        return
     facts = summary(results)
     record.write(
         arguments.output, results, summary=facts, bars=BARS, seconds=round(time.perf_counter() - start)

@@ -1,8 +1,8 @@
 """Compiled matmuls on disk as shared libraries, so that a process that needs one starts without compiling.
 
 Beside the machine code that `nvfp4_tvm.codegen.cache` keeps, and in the same folder: what TVM makes of a schedule
-before and after NVRTC takes seconds a layer shape too. A library's name is the digest of what it was made of, the
-sources of this package included. Libraries are written aside and renamed: processes may share the folder.
+before and after NVRTC takes seconds a layer shape too. A library's name is the digest of what it was made of, our
+own sources included. Libraries are written aside and renamed: processes may share the folder.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import tvm
 
-import nvfp4_tvm
-from nvfp4_tvm import schedules
 from nvfp4_tvm.codegen import cache
 from nvfp4_tvm.codegen.cuda_runtime import load_cuda_runtime
 from nvfp4_tvm.codegen.matmul import build_matmul
@@ -55,13 +54,19 @@ class Library:
         return self.slope * M + self.constant
 
 
+#: What kernels are made by: everything that `nvfp4_tvm.codegen.matmul` imports, but for errors and pins.
+MADE_BY = ("arch", "codegen", "codes", "layout", "numerics", "op", "scaling", "schedules", "target")
+
+
 @functools.cache
 def _sources() -> str:
-    """Digest of the package's sources: any of them may change the kernels."""
+    """Digest of the sources that kernels are made by, wherever they are installed."""
     digest = hashlib.sha256()
-    for package in (nvfp4_tvm, schedules):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name in MADE_BY:
+        path = Path(str(import_module(f"nvfp4_tvm.{name}").__file__))
+        folder = path.parent
+        for source in sorted(folder.rglob("*.py")) if path.name == "__init__.py" else [path]:
+            digest.update(source.relative_to(folder).as_posix().encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
 
 

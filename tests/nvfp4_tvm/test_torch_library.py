@@ -1,3 +1,9 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from nvfp4_tvm import torch_library
@@ -54,24 +60,59 @@ def test_what_it_depends_on(folder, monkeypatch):
     assert library_path(PROBLEM, "sm_89") not in paths
 
 
-def test_sources_are_those_of_both_folders():
+def test_sources_are_those_that_kernels_are_made_by():
+    code = (
+        "import sys, nvfp4_tvm.codegen.matmul; print(*(m for m in sys.modules if m.startswith('nvfp4_tvm.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {module.split(".")[1] for module in done.stdout.split()}
+    assert imported - {"_pins", "errors"} == set(torch_library.MADE_BY)
+
+
+def test_sources_do_not_depend_on_the_place(tmp_path, monkeypatch):
+    before = torch_library._sources()
+    made_by = [
+        Path(torch_library.import_module(f"nvfp4_tvm.{name}").__file__) for name in torch_library.MADE_BY
+    ]
+    moved = {}
+    for name, path in zip(torch_library.MADE_BY, made_by, strict=True):
+        if path.name == "__init__.py":
+            shutil.copytree(path.parent, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            moved[name] = tmp_path / name / "__init__.py"
+        else:
+            moved[name] = tmp_path / path.name
+            shutil.copy(path, moved[name])
+    monkeypatch.setattr(
+        torch_library, "import_module", lambda name: SimpleNamespace(__file__=moved[name.split(".")[1]])
+    )
     torch_library._sources.cache_clear()
-    assert len(torch_library._sources()) == 64
+    try:
+        assert torch_library._sources() == before
+        moved["layout"].write_text(moved["layout"].read_text() + "\n")
+        torch_library._sources.cache_clear()
+        assert torch_library._sources() != before
+    finally:
+        torch_library._sources.cache_clear()
 
 
-def test_a_damaged_library_is_built_again(folder, builds, caplog):
+def test_damaged_facts_are_made_again(folder, builds, caplog):
     find_library(PROBLEM, "sm_89")
-    (library,) = folder.glob("*.so")
     (facts,) = folder.glob("*.json")
-    for path, content in ((facts, b"{}"), (facts, b"not JSON"), (library, b"not a library")):
-        intact = path.read_bytes()
-        path.unlink()  # a loaded library must not be written over
-        path.write_bytes(content)
+    intact = facts.read_bytes()
+    for content in (b"{}", b"not JSON"):
+        facts.write_bytes(content)
         caplog.clear()
         assert find_library(PROBLEM, "sm_89").rows[0] == 1
-        assert "cannot be read" in caplog.text and path.read_bytes() != content
-        assert path.suffix == ".so" or path.read_bytes() == intact
-    assert len(builds) == 4
+        assert "cannot be read" in caplog.text and facts.read_bytes() == intact
+    assert len(builds) == 3
+
+
+def test_a_damaged_library_is_seen(tmp_path, caplog):
+    # Under another name: the loader gives out again what it has loaded
+    (tmp_path / "damaged.json").write_text('{"name": "f", "slope": 0, "constant": 0, "rows": [1]}')
+    (tmp_path / "damaged.so").write_bytes(b"not a library")
+    assert torch_library._load(tmp_path / "damaged.so") is None
+    assert "damaged.so: cannot be read" in caplog.text
 
 
 def test_without_a_cache_or_a_place_to_write(monkeypatch, builds, tmp_path, caplog):

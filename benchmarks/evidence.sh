@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Every measurement of the matmul kernels, on a machine with the GPU. Arguments choose steps; default: all.
+#
+#   benchmarks/evidence.sh [build] [compile_accuracy] [peers] [accuracy] [sanitize] [tests]
+#
+#   OUT              folder for the JSON files and logs (default: benchmarks/results)
+#   NVFP4_TVM_CACHE  folder for compiled kernels; the steps `build` and `compile_accuracy` fill it, need no GPU, and may
+#                    run on another machine with the same sources
+#   JOBS             processes that compile (default: all processors)
+#   PEER_GEMM        the script that measures contenders side by side: takes --peer MODULE:CLASS, --m, --json
+#   PEER_ARGS        more of its arguments: which others to measure
+#   ROWS             rows of activations for it
+#   LIMIT            seconds a step may take (default: 300)
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+OUT="${OUT:-benchmarks/results}"
+JOBS="${JOBS:-$(nproc)}"
+LIMIT="${LIMIT:-300}"
+ROWS="${ROWS:-1,2,3,4,5,8,12,16,24,32,48,64,96,128,192,256,300,482,777,1024,2048,4096}"
+mkdir -p "$OUT"
+failed=()
+
+# step NAME COMMAND...: with a limit, into a log, and on to the next one if it fails
+step() {
+  local name="$1" start=$SECONDS
+  shift
+  timeout "$LIMIT" "$@" >"$OUT/$name.log" 2>&1
+  local code=$?
+  echo "== $name: exit code $code, $((SECONDS - start)) s"
+  tail -n 12 "$OUT/$name.log" | cut -c1-300
+  if [ "$code" -ne 0 ]; then failed+=("$name"); fi
+}
+
+for name in "${@:-build compile_accuracy peers accuracy sanitize tests}"; do
+  for part in $name; do
+    case "$part" in
+      build)
+        step build python3 -m benchmarks.peer build --shapes all --jobs "$JOBS"
+        ;;
+      compile_accuracy)
+        step compile_accuracy python3 -m benchmarks.gemm_accuracy --only-compile --archs sm_90,sm_89 --jobs "$JOBS"
+        ;;
+      peers)
+        # shellcheck disable=SC2086  # several arguments in one variable
+        step peers python3 "${PEER_GEMM:?names the script that measures contenders side by side}" ${PEER_ARGS:-} \
+          --peer benchmarks.peer:NVFP4TVM --peer benchmarks.peer:NVFP4TVMSm89 --m "$ROWS" --json "$OUT/peer_gemm.json"
+        ;;
+      accuracy)
+        step accuracy python3 -m benchmarks.gemm_accuracy --jobs "$JOBS" -o "$OUT/gemm_accuracy_h200.json"
+        ;;
+      sanitize)
+        step sanitize python3 -m benchmarks.sanitize -o "$OUT/sanitizer_h200.json"
+        ;;
+      tests)
+        step tests python3 -m pytest -q -m gpu -p no:cacheprovider tests
+        ;;
+      *)
+        echo "found the step '$part', expected build, compile_accuracy, peers, accuracy, sanitize or tests" >&2
+        exit 2
+        ;;
+    esac
+  done
+done
+if [ "${#failed[@]}" -gt 0 ]; then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
