@@ -40,8 +40,6 @@ class MmaConfig:
         Buffers of the pipeline: ``stages - 1`` copies are in flight while one is used.
     token_tiles : int
         Tiles of 8 tokens whose fragments are in registers at a time.
-    ahead : bool
-        Whether words and scales are in registers one stage ahead, so that no warp waits for them after a barrier.
     """
 
     block_m: int
@@ -53,7 +51,6 @@ class MmaConfig:
     block_k: int = 128
     stages: int = 2
     token_tiles: int = 2
-    ahead: bool = False
 
     def __post_init__(self) -> None:
         self._require(self.block_k in (64, 128, 256), "block_k is 64, 128 or 256")
@@ -65,7 +62,7 @@ class MmaConfig:
             self.block_m % self.warp_m == 0 and self.block_n % self.warp_n == 0,
             "a block holds whole warp tiles",
         )
-        self._require(self.stages >= 2 + self.ahead and self.splits >= 1, "there are at least 2 stages (3 to be ahead) and 1 split")
+        self._require(self.stages >= 2 and self.splits >= 1, "there are at least 2 stages and 1 split")
         self._require(self.steps % self.k_warps == 0, "k_warps divides the steps of a stage")
         self._require(
             self.warp_m // MMA_TOKENS % self.k_warps == 0, "k_warps share the token tiles of a warp evenly"
@@ -81,7 +78,7 @@ class MmaConfig:
         """For logs and kernel names."""
         parts = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.warp_m}x{self.warp_n}"]
         parts += [f"k{self.k_warps}"] * (self.k_warps > 1) + [f"s{self.stages}"]
-        parts += ["a"] * self.ahead + [f"t{self.token_tiles}"] + [f"split{self.splits}"] * (self.splits > 1)
+        parts += [f"t{self.token_tiles}"] + [f"split{self.splits}"] * (self.splits > 1)
         return "_".join(parts)
 
     @property
@@ -134,17 +131,17 @@ class MmaConfig:
         stage = self.block_m * self.block_k * ACTIVATION_BYTES
         words = self.tiles_n * self.stage_blocks * 2 * layout.LANES * self.stage_words
         scale_words = self.tiles_n * self.stage_blocks * layout.scales_shape(1, 16, group_size)[-1]
-        pipeline = stage * self.stages + 4 * (words + scale_words) * (self.stages - self.ahead)
+        pipeline = (stage + 4 * (words + scale_words)) * self.stages
         sums = self.block_m * self.block_n * 4 * self.k_warps if self.k_warps > 1 else 0
         return max(pipeline, sums)
 
     def stages_along_k(self, K: int) -> int:
         """Stages that one block runs through, of each of ``splits`` parts of K.
 
-        At least as many as there are buffers: what lies beyond K is zero.
+        At least so many that the pipeline has a loop of two iterations: what lies beyond K is zero.
         """
         total = -(-layout.tiles(1, K)[1] * layout.TILE_K // self.block_k)
-        return max(-(-total // self.splits), self.stages)
+        return max(-(-total // self.splits), self.stages + 1)
 
 
 #: Fewer rows belong to the GEMV family.

@@ -141,12 +141,14 @@ class _Scheduler:
             warp_m, b, part = sch.split(b, [c.block_m // c.warp_m, None, c.k_warps])
             sch.reorder(part, warp_n, warp_m, t, b)
             warp = sch.fuse(warp_n, warp_m)
-            sch.annotate(part, BARRIER_BEFORE, 1)
             sch.bind(part, "threadIdx.z")
             sch.bind(warp, "threadIdx.y")
             tiles = [t, b]
         tile = sch.fuse(*tiles) if tiles else sch.add_unit_loop(within[0])
         sch.unroll(tile)
+        if c.k_warps > 1:
+            # On a loop that is not a thread: those lose their annotations
+            sch.annotate(tile, BARRIER_BEFORE, 1)
         for block in reversed(producers):
             sch.compute_at(block, tile)
         self.tile_depth = len(sch.get_loops(out)) - len(within)
@@ -215,9 +217,8 @@ class _Scheduler:
         sch.tensorize(sch.get_loops(sch.get_child_blocks(self.mma)[0])[-3], mma.mma(dtype))
 
     def _pipeline(self) -> None:
-        """Copies run ``stages - 1`` iterations ahead of the mma, loads of W into registers none or one."""
-        last, ahead = self.config.stages - 1, self.config.ahead
-        self.sch.annotate(self.stage, "software_pipeline_stage", [0, *[last - ahead] * 3, last])
-        order = [0, 2, 3, 4, 1] if ahead else [0, 1, 2, 3, 4]
-        self.sch.annotate(self.stage, "software_pipeline_order", order)
+        """Copies run ``stages - 1`` iterations ahead of the four blocks that use them."""
+        ahead = self.config.stages - 1
+        self.sch.annotate(self.stage, "software_pipeline_stage", [0] + [ahead] * 4)
+        self.sch.annotate(self.stage, "software_pipeline_order", list(range(5)))
         self.sch.annotate(self.stage, "software_pipeline_async_stages", [0])

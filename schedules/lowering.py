@@ -22,7 +22,13 @@ MMA_PIPELINE = "nvfp4_mma"
 #: Loop annotation: a barrier stands before the loop.
 BARRIER_BEFORE = "pragma_nvfp4_barrier"
 
+COMMIT, WAIT = "async_commit_queue_scope", "async_wait_queue_scope"
+
 _SHARED = ("shared", "shared.dyn")
+_VECTORS = {4: "unsigned", 8: "uint2", 16: "uint4"}
+_ZERO = """
+__device__ __forceinline__ void nvfp4_zero_{bytes}(void* to) {{ *({vector}*)to = {vector}{{}}; }}
+"""
 _CP_ASYNC = """
 __device__ __forceinline__ void nvfp4_cp_async_{bytes}(void* to, const void* from, bool inside) {{
   asm volatile("cp.async.{cache}.shared.global [%0], [%1], {bytes}, %2;"
@@ -60,42 +66,45 @@ def _barrier() -> tirx.Stmt:
     return tirx.Evaluate(T.tvm_storage_sync("shared.dyn"))
 
 
+def _is_barrier(stmt: tirx.Stmt) -> bool:
+    return isinstance(stmt, tirx.Evaluate) and _calls(stmt.value, "tirx.tvm_storage_sync")
+
+
 @tirx.transform.prim_func_pass(opt_level=0, name="PlaceBarriers")
 def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tirx.PrimFunc:
     """Make one barrier an iteration do for a ``cp.async`` pipeline, and expand ``BARRIER_BEFORE``.
 
-    ``InjectSoftwarePipeline`` leaves ``copy(k + n); commit; wait(n); use(k)``, where n of n + 1 buffers are in
-    flight. The copy overwrites what iteration k - 1 used, so it may only start when all threads are done with that.
-    Waiting first, for one group less, makes the barrier after the wait say so as well:
-    ``wait(n - 1); barrier; copy(k + n); commit; use(k)``.
+    ``InjectSoftwarePipeline`` leaves a loop of ``copy(k + n); commit; wait(n); use(k)``, where n of n + 1 buffers
+    are in flight. The copy overwrites what iteration k - 1 used, so it may only start when all threads are done with
+    that. Waiting first, for one group less, makes the barrier after the wait say so as well:
+    ``wait(n - 1); barrier; copy(k + n); commit; use(k)``. After the loop a barrier follows each wait.
     """
 
-    def visit(stmt: tirx.Stmt) -> tirx.Stmt:
+    def wait_first(stmt: tirx.Stmt) -> tirx.Stmt:
+        if not isinstance(stmt, tirx.For) or not isinstance(stmt.body, tirx.SeqStmt):
+            return stmt
+        copies, *uses = stmt.body.seq
+        if not _is_attr(copies, COMMIT) or not _is_attr(uses[0], WAIT):
+            return stmt
+        wait, use = uses[0], uses[0].body.body
+        body = tirx.SeqStmt([_wait(wait, int(wait.body.value) - 1, _barrier()), copies, use, *uses[1:]])
+        return tirx.For(
+            stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations, stmt.step
+        )
+
+    def expand(stmt: tirx.Stmt) -> tirx.Stmt:
         if _is_attr(stmt, BARRIER_BEFORE):
             return tirx.SeqStmt([_barrier(), stmt.body])
-        if not isinstance(stmt, tirx.SeqStmt):
-            return stmt
-        children, result = list(stmt.seq), []
-        for child in children:
-            if not _is_attr(child, "async_wait_queue_scope"):
-                result.append(child)
-                continue
-            in_flight, use = child.body.value, child.body.body
-            # Copies of this iteration stand right before; those of the prologue do not concern the epilogue
-            copied = bool(result) and _is_attr(result[-1], "async_commit_queue_scope")
-            if copied:
-                in_flight = in_flight - 1
-            wait = tirx.AttrStmt(
-                child.node,
-                child.attr_key,
-                child.value,
-                tirx.AttrStmt(child.body.node, child.body.attr_key, in_flight, _barrier()),
-            )
-            result.insert(len(result) - copied, wait)
-            result.append(use)
-        return tirx.SeqStmt(result)
+        if _is_attr(stmt, WAIT) and not _is_barrier(stmt.body.body):
+            return tirx.SeqStmt([_wait(stmt, stmt.body.value, _barrier()), stmt.body.body])
+        return stmt
 
-    return func.with_body(rewrite(func.body, visit))
+    return func.with_body(rewrite(rewrite(func.body, wait_first), expand))
+
+
+def _wait(like: tirx.AttrStmt, in_flight: tirx.Expr | int, body: tirx.Stmt) -> tirx.AttrStmt:
+    inner = tirx.AttrStmt(like.body.node, like.body.attr_key, in_flight, body)
+    return tirx.AttrStmt(like.node, like.attr_key, like.value, inner)
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="LowerAsyncCopies")
@@ -122,29 +131,32 @@ def lower_async_copies(
             value, inside = value.args[1], [value.args[0]]
         if _calls(value, "tirx.reinterpret"):
             value = value.args[0]
-        if isinstance(value, tirx.Broadcast | tirx.IntImm):
-            return stmt  # all beyond K: plain zeros
-        if not isinstance(value, tvm.ir.TensorLoad):
-            raise tvm.error.InternalError(f"cp.async: {stmt.value} is not a copy from global memory")
-        (to,), (source,) = stmt.indices, value.indices
+        (to,) = stmt.indices
         size = _lanes(to) * tvm.DataType(stmt.buffer.dtype).itemsize
-        if size not in (4, 8, 16) or _lanes(source) != _lanes(to):
+        if size not in _VECTORS:
             raise tvm.error.InternalError(f"cp.async: copies 4, 8 or 16 bytes, found {size} in {stmt}")
-        return tirx.Evaluate(
-            T.cuda.func_call(
-                f"nvfp4_cp_async_{size}",
-                T.address_of(stmt.buffer[_base(to)]),
-                T.address_of(value.source[_base(source)]),
-                *inside,
-                source_code=_CP_ASYNC.format(bytes=size, cache="cg" if size == 16 else "ca"),
-            )
-        )
+        arguments = [T.address_of(stmt.buffer[_base(to)])]
+        if _is_zero(value):
+            # What is known to lie outside, such as stages beyond K
+            name, source = f"nvfp4_zero_{size}", _ZERO.format(bytes=size, vector=_VECTORS[size])
+        elif isinstance(value, tvm.ir.TensorLoad) and _lanes(value.indices[0]) == _lanes(to):
+            name = f"nvfp4_cp_async_{size}"
+            source = _CP_ASYNC.format(bytes=size, cache="cg" if size == 16 else "ca")
+            arguments += [T.address_of(value.source[_base(value.indices[0])]), *inside]
+        else:
+            raise tvm.error.InternalError(f"cp.async: {stmt.value} is not a copy from global memory")
+        return tirx.Evaluate(T.cuda.func_call(name, *arguments, source_code=source))
 
     return func.with_body(rewrite(func.body, visit))
 
 
 def _calls(value: tirx.Expr, name: str) -> bool:
     return isinstance(value, tvm.ir.Call) and getattr(value.op, "name", None) == name
+
+
+def _is_zero(value: tirx.Expr) -> bool:
+    element = value.value if isinstance(value, tirx.Broadcast) else value
+    return isinstance(element, tirx.IntImm) and int(element) == 0
 
 
 def _lanes(index: tirx.Expr) -> int:

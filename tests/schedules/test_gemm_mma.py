@@ -111,7 +111,7 @@ GPU_CASES = [
     (MatmulProblem(101, 2880, MRange(17), bias=True, residual=True), MmaConfig(64, 64, 32, 32)),
     (
         MatmulProblem(512, 2880, MRange(17), "float16", "float16", bias=True, activation="silu_mul"),
-        MmaConfig(64, 128, 64, 32, block_k=64, stages=3, ahead=True),
+        MmaConfig(64, 128, 64, 32, block_k=64, stages=3),
     ),
     (
         MatmulProblem(256, 1040, MRange(17), out_dtype="float32", residual=True, activation="silu_mul"),

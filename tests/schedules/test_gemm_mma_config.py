@@ -7,12 +7,12 @@ from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config, ranges
 
 
 def test_sizes_of_the_tile():
-    config = MmaConfig(128, 256, 128, 32, block_k=64, stages=4, ahead=True)
+    config = MmaConfig(128, 256, 128, 32, block_k=64, stages=4)
     assert (config.warps, config.threads, config.accumulators) == (8, 256, 32)
     assert (config.tiles_n, config.tiles_m, config.steps, config.stage_words) == (16, 16, 2, 2)
-    # Activations 128 x 64 x 2 bytes in 4 buffers; words 256 x 64 / 2 and scales of a whole 128-block in 3
-    assert config.shared_bytes() == 4 * 16384 + 3 * (8192 + 2048)
-    assert config.shared_bytes(32) == 4 * 16384 + 3 * (8192 + 1024)
+    # Activations 128 x 64 x 2 bytes and words 256 x 64 / 2, scales of a whole 128-block
+    assert config.shared_bytes() == 4 * (16384 + 8192 + 2048)
+    assert config.shared_bytes(32) == 4 * (16384 + 8192 + 1024)
 
 
 def test_sums_of_k_warps_share_the_memory_of_the_pipeline():
@@ -29,7 +29,6 @@ def test_sums_of_k_warps_share_the_memory_of_the_pipeline():
         (dict(warp_m=24), "warp_m"),
         (dict(block_m=96), "whole warp tiles"),
         (dict(stages=1), "stages"),
-        (dict(stages=2, ahead=True), "3 to be ahead"),
         (dict(splits=0), "split"),
         (dict(k_warps=3), "k_warps"),
         (dict(warp_m=16, token_tiles=1, k_warps=4), "k_warps"),
@@ -50,7 +49,6 @@ def test_names_tell_configurations_apart():
         MmaConfig(64, 64, 64, 32, splits=2),
         MmaConfig(64, 64, 64, 32, block_k=64),
         MmaConfig(64, 64, 64, 32, stages=3),
-        MmaConfig(64, 64, 64, 32, stages=3, ahead=True),
         MmaConfig(64, 64, 64, 32, token_tiles=1),
     ]
     names = {config.name for config in configs}
