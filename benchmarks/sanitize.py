@@ -132,6 +132,7 @@ def main() -> int:
         shape, dtype, arch = arguments.work
         work(parse_shapes(shape)[0], dtype, arch)
         return 0
+    sanitizer()  # before anything is compiled
     rows = []
     for arch in arguments.archs:
         for dtype in arguments.dtypes:

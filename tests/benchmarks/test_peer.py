@@ -50,6 +50,7 @@ def test_names_differ():
     assert peer.NVFP4TVM().name == "nvfp4_tvm" and peer.NVFP4TVMSm89().name == "nvfp4_tvm_sm89"
 
 
+@pytest.mark.slow
 def test_build_fills_the_cache(tmp_path):
     command = [sys.executable, "-m", "benchmarks.peer", "build", "--shapes", "8x256", "--archs", "sm_89"]
     done = subprocess.run(
