@@ -117,7 +117,7 @@ def word_origin(t: Any, c: Any, h: Any, lane: Any, i: Any) -> tuple[Any, Any]:
     return t * TILE_N + h * 8 + lane // 4, c * TILE_K + lane % 4 * 32 + i * CODES_PER_WORD
 
 
-def scale_index(n: Any, group: Any, group_size: int = GROUP_SIZE) -> tuple[Any, Any, Any, Any]:
+def scale_index(n: Any, group: Any, *, group_size: int = GROUP_SIZE) -> tuple[Any, Any, Any, Any]:
     """Index into ``scales`` and the byte (0 = lowest) that hold the block scale of (n, group).
 
     NVFP4's groups are 16; groups of 32 keep the bytes of rows g and g + 8 of one lane side by side.

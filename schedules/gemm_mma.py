@@ -1,4 +1,4 @@
-"""The mma.sync GEMM family, M >= 17 on every architecture: multistage cp.async, W decoded to fragments in registers.
+"""The mma.sync GEMM family, M >= 17 on every architecture: multistage cp.async, W decoded in registers.
 
 The computation is in :mod:`.gemm_mma_compute`, its schedule in :mod:`.gemm_mma_schedule`, the choice of tiles in
 :mod:`.gemm_mma_config`; here they become a kernel.

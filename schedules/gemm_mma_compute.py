@@ -1,8 +1,8 @@
 """The mma.sync GEMM as a block computation: what is computed, stage by stage, without any thread or loop order.
 
-Unscheduled, it runs on llvm. Every buffer is cut into the tiles of thread blocks from the start, so that scheduling
-never splits a symbolic extent. Blocks, with ``t`` a tile of 16 rows of W, ``b`` 8 tokens, ``l`` a lane, ``i`` a step
-of 32 k in a stage (8 consecutive k for each of the lanes' four q):
+Unscheduled, it runs on llvm. Every buffer is cut into the tiles of thread blocks from the start, so that
+scheduling never splits a symbolic extent. Axes: ``t`` a tile of 16 rows of W, ``b`` 8 tokens, ``i`` a step of 32 k
+in a stage, 8 consecutive k for each of the lanes' four q. Blocks:
 
 ``x_shared``    activations in 16-byte chunks, swizzled; zero for rows beyond M and k beyond K
 ``w_shared``, ``s_shared``   words and scales of a stage; beyond the packed arrays those of their last tile
@@ -79,8 +79,8 @@ class _Builder:
         self.stages = config.stages_along_k(problem.K)
         self.blocks_n = -(-self.tiles // config.tiles_n)
         # Axes that only some configurations have: schedule primitives drop axes of extent 1 here and there
-        self.split = (config.splits,) if config.splits > 1 else ()
-        self.part = (config.k_warps,) if config.k_warps > 1 else ()
+        self.split: tuple[int, ...] = (config.splits,) if config.splits > 1 else ()
+        self.part: tuple[int, ...] = (config.k_warps,) if config.k_warps > 1 else ()
         # Splits leave gate and up to the second launch
         self.gated = problem.activation == "silu_mul" and not self.split
         self._parameters()
@@ -126,7 +126,11 @@ class _Builder:
             *outer, row, q, slot, e = axes
             token = outer[-2] * c.block_m + row
             step = self._stage(outer) * c.steps + chunk_of(slot, row, q, c.steps)
-            k = step // layout.WORDS_PER_LANE * layout.TILE_K + q * LANE_K + step % layout.WORDS_PER_LANE * CHUNK
+            k = (
+                step // layout.WORDS_PER_LANE * layout.TILE_K
+                + q * LANE_K
+                + step % layout.WORDS_PER_LANE * CHUNK
+            )
             inside = token < self.rows
             if beyond_k:
                 inside = tirx.And(inside, k < K)
@@ -218,9 +222,7 @@ class _Builder:
         with T.grid(*shape[:-2], *reduced, layout.LANES, 4, 16) as loops, T.sblock("sum"):
             spatial, inner = len(shape) - 2, len(loops) - 3
             outer = [T.axis.spatial(e, v) for e, v in zip(shape, loops[:spatial], strict=False)]
-            stage, i, j = (
-                T.axis.reduce(e, v) for e, v in zip(reduced, loops[spatial:inner], strict=True)
-            )
+            stage, i, j = (T.axis.reduce(e, v) for e, v in zip(reduced, loops[spatial:inner], strict=True))
             lane, r = (T.axis.spatial(e, v) for e, v in zip(shape[-2:], loops[inner:-1], strict=True))
             k = T.axis.reduce(16, loops[-1])
             row, token = mma.c_origin(lane, r)
@@ -253,7 +255,13 @@ class _Builder:
         return total
 
     def _result(
-        self, total: Buffer, outer: Sequence[Expr], tile: tuple[Expr, Expr], lane: Expr, h: Expr | int, e: Expr
+        self,
+        total: Buffer,
+        outer: Sequence[Expr],
+        tile: tuple[Expr, Expr],
+        lane: Expr,
+        h: Expr | int,
+        e: Expr,
     ) -> Expr:
         """Element of out of row half h and token e of a lane's accumulators."""
         problem = self.problem
@@ -318,7 +326,9 @@ class _Builder:
         axes = [T.axis.spatial(e, v) for e, v in zip(shape, loops, strict=True)]
         return axes if halves > 1 else [*axes[:-1], tirx.const(0, "int32"), axes[-1]]
 
-    def _store(self, outer: Sequence[Expr], token: Expr, column: Expr, value: Expr, e: Expr | int = 0) -> None:
+    def _store(
+        self, outer: Sequence[Expr], token: Expr, column: Expr, value: Expr, e: Expr | int = 0
+    ) -> None:
         # The bound is checked without e: both elements of a pair are inside, or neither
         with T.If(self._inside(token, column)), T.Then():
             T.buffer_store(self.out, value, [*outer[: len(self.split)], T.cast(token, "int64"), column + e])
@@ -330,7 +340,9 @@ class _Builder:
         shape = (*self._blocks, c.tiles_n, c.tiles_m, *(halves,) * (halves > 1), layout.LANES, 2)
 
         def value(*axes: Expr) -> Expr:
-            *outer, t, b, h, lane = axes[:-1] if halves > 1 else (*axes[:-2], tirx.const(0, "int32"), axes[-2])
+            *outer, t, b, h, lane = (
+                axes[:-1] if halves > 1 else (*axes[:-2], tirx.const(0, "int32"), axes[-2])
+            )
             return self._result(total, outer, (t, b), lane, h, axes[-1])
 
         values = _block("value", shape, dtype, value)
@@ -342,7 +354,9 @@ class _Builder:
         )
         with T.grid(*shape) as loops, T.sblock("out"):
             axes = [T.axis.spatial(e, v) for e, v in zip(shape, loops, strict=True)]
-            *outer, t, b, h, lane = axes[:-1] if halves > 1 else (*axes[:-2], tirx.const(0, "int32"), axes[-2])
+            *outer, t, b, h, lane = (
+                axes[:-1] if halves > 1 else (*axes[:-2], tirx.const(0, "int32"), axes[-2])
+            )
             e, pair = axes[-1], lane % 4 * 2
             token = self._token(outer, b, lane // 4)
             tile = outer[-1] * c.tiles_n + t

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
-from tvm.tirx import PrimFunc
 
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.gemm_mma_compute import CHUNK, gemm_mma

@@ -50,7 +50,14 @@ def rewrite(stmt: tirx.Stmt, visit: Callable[[tirx.Stmt], tirx.Stmt]) -> tirx.St
     elif isinstance(stmt, tirx.For):
         body = rewrite(stmt.body, visit)
         stmt = tirx.For(
-            stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations, stmt.step
+            stmt.loop_var,
+            stmt.min,
+            stmt.extent,
+            stmt.kind,
+            body,
+            stmt.thread_binding,
+            stmt.annotations,
+            stmt.step,
         )
     elif isinstance(stmt, tirx.IfThenElse):
         other = None if stmt.else_case is None else rewrite(stmt.else_case, visit)
@@ -75,8 +82,8 @@ def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.
     """Make one barrier an iteration do for a ``cp.async`` pipeline, and expand ``BARRIER_BEFORE``.
 
     ``InjectSoftwarePipeline`` leaves a loop of ``copy(k + n); commit; wait(n); use(k)``, where n of n + 1 buffers
-    are in flight. The copy overwrites what iteration k - 1 used, so it may only start when all threads are done with
-    that. Waiting first, for one group less, makes the barrier after the wait say so as well:
+    are in flight. The copy overwrites what iteration k - 1 used, so it may only start when all threads are done
+    with that. Waiting first, for one group less, makes the barrier after the wait say so as well:
     ``wait(n - 1); barrier; copy(k + n); commit; use(k)``. After the loop a barrier follows each wait.
     """
 
@@ -89,7 +96,14 @@ def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.
         wait, use = uses[0], uses[0].body.body
         body = tirx.SeqStmt([_wait(wait, int(wait.body.value) - 1, _barrier()), copies, use, *uses[1:]])
         return tirx.For(
-            stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations, stmt.step
+            stmt.loop_var,
+            stmt.min,
+            stmt.extent,
+            stmt.kind,
+            body,
+            stmt.thread_binding,
+            stmt.annotations,
+            stmt.step,
         )
 
     def expand(stmt: tirx.Stmt) -> tirx.Stmt:
@@ -211,7 +225,7 @@ def _passes() -> list[tvm.transform.Pass]:
 
 
 def mma_pipeline() -> tuple:
-    """Return the pipeline with TVM's finalization of host and device code, as ``register_tir_pipeline`` wants it."""
+    """Return the passes, and TVM's finalization of host and of device code."""
 
     @tvm.transform.module_pass(opt_level=0, name="MmaPipeline")
     def lower(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:

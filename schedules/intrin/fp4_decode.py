@@ -157,7 +157,7 @@ def decoded(word: tirx.Expr, p: tirx.Expr | int, scale: tirx.Expr, dtype: str) -
     for j in range(3):
         bits = tirx.Select(p == j, code[j], bits)
     factor = half_value(scale, 0, dtype)
-    return pair(*(half_value(bits, half, dtype) * factor for half in range(2)), dtype)
+    return pair(half_value(bits, 0, dtype) * factor, half_value(bits, 1, dtype) * factor, dtype)
 
 
 def _patterns(v: tirx.Expr, dtype: str) -> list[tirx.Expr]:

@@ -1,9 +1,9 @@
 """Tensor intrinsics of the mma.sync GEMM: fragments of ``mma.m16n8k16`` as ordinary registers with a lane axis.
 
-A fragment is a ``local`` buffer [..., 32 lanes, registers]; lowering drops the lane axis because every access is at
-``threadIdx.x``. The weight is the A operand (16 rows of W), the activations are B (8 tokens), so that C holds
-out.T. Each intrinsic is a pair: ``desc``, which TensorIR matches and which runs on llvm as it is, and ``impl``, one
-warp's CUDA. Positions are those of "Matrix Fragments for mma.m16n8k16 with floating point type", PTX ISA.
+A fragment is a ``local`` buffer [..., 32 lanes, registers]; lowering drops the lane axis because every access is
+at ``threadIdx.x``. The weight is the A operand (16 rows of W), the activations are B (8 tokens), so that C holds
+out.T. Each intrinsic is a pair: ``desc``, which TensorIR matches and which runs on llvm as it is, and ``impl``,
+one warp's CUDA. Positions: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 
 ==============  =====================================================================================
 ``fill``        accumulators = 0
@@ -34,7 +34,8 @@ _MMA = """
 __device__ __forceinline__ void nvfp4_mma_{ptx}(
     float& c0, float& c1, float& c2, float& c3,
     unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {{
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.{ptx}.{ptx}.f32 {{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}},{{%0,%1,%2,%3}};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.{ptx}.{ptx}.f32 "
+      "{{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}},{{%0,%1,%2,%3}};"
       : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }}
 """
@@ -273,9 +274,7 @@ def load() -> str:
             T.reads(X[0:8])
             T.writes(R[0:4])
             T.evaluate(
-                T.cuda.func_call(
-                    "nvfp4_load", R[0], R[1], R[2], R[3], T.address_of(X[0]), source_code=_LOAD
-                )
+                T.cuda.func_call("nvfp4_load", R[0], R[1], R[2], R[3], T.address_of(X[0]), source_code=_LOAD)
             )
 
     return _register("load", desc, impl)
@@ -283,7 +282,10 @@ def load() -> str:
 
 @cache
 def transpose(dtype: str) -> str:
-    """``out[32, 2]`` of ``rows[32, 2]``: lane 4g + q holds (row g, tokens 2q, 2q + 1), then (token g, rows 2q, 2q + 1)."""
+    """``tokens[32, 2]`` of ``rows[32, 2]``.
+
+    Lane 4g + q has row g of tokens 2q and 2q + 1 before, and rows 2q and 2q + 1 of token g after.
+    """
 
     @T.prim_func(s_tir=True)
     def desc(x: T.handle, y: T.handle) -> None:

@@ -13,7 +13,7 @@ def pack_scales(scales, N, K, group_size):
     """Scale bytes [N, K / group_size] to ``scales``, one by one as `layout.scale_index` says."""
     packed = np.zeros((*layout.scales_shape(N, K, group_size), 4), np.uint8)
     n, group = np.ix_(np.arange(N), np.arange(K // group_size))
-    packed[layout.scale_index(n, group, group_size)] = scales
+    packed[layout.scale_index(n, group, group_size=group_size)] = scales
     return packed.view("<u4")[..., 0].astype(np.uint32)
 
 

@@ -131,3 +131,18 @@ def test_concat_refuses_different_k():
     rng = np.random.default_rng(0)
     with pytest.raises(ShapeError, match="parts need one K"):
         layout.concat([layout.pack(*random_weight(rng, 16, K)) for K in (16, 32)])
+
+
+def test_scales_of_groups_of_32_fill_their_array_once():
+    N, K = 48, 256
+    shape = layout.scales_shape(N, K, 32)
+    assert shape == (3, 2, 16)
+    n, group = np.ix_(np.arange(N), np.arange(K // 32))
+    index = np.broadcast_arrays(*layout.scale_index(n, group, group_size=32))
+    places = np.ravel_multi_index(index, (*shape, 4))
+    np.testing.assert_array_equal(np.sort(places, axis=None), np.arange(N * K // 32))
+    # The lane of a group is that of its words
+    words = layout.word_index(n, group * 32)
+    np.testing.assert_array_equal(
+        words[3] // 2, np.broadcast_to(layout.scale_index(n, group, group_size=32)[2], words[3].shape)
+    )

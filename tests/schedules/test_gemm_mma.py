@@ -124,7 +124,9 @@ GPU_CASES = [
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("problem", "config"), GPU_CASES, ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(
+    ("problem", "config"), GPU_CASES, ids=lambda value: getattr(value, "name", str(value))
+)
 def test_numbers_on_the_gpu(problem, config):
     device = tvm.cuda(0)
     arch = f"sm_{device.compute_version.replace('.', '')}"

@@ -6,7 +6,6 @@ import tvm
 from mma_problems import Case
 from relax_modules import tensor
 
-from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_compute import chunk_of, gemm_mma, slot_of
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
@@ -18,7 +17,7 @@ def problem_of(N, K, dtype="bfloat16", out_dtype=None, **features):
 
 
 def config_of(block_k=128, **fields):
-    return MmaConfig(**{**dict(block_m=16, block_n=32, warp_m=16, warp_n=32, token_tiles=1), **fields}, block_k=block_k)
+    return MmaConfig(16, 32, 16, 32, block_k=block_k, **{"token_tiles": 1, **fields})
 
 
 def run(problem, config, M, group_size=16):
@@ -90,9 +89,9 @@ def test_swizzle(chunks):
             assert len(np.unique(bank[step, 2 * pair : 2 * pair + 2])) == 8
 
 
-def test_accumulation_is_in_whole_stages():
-    config = config_of(stages=4, splits=3)
-    assert config.stages_along_k(16) == 4
-    assert config.stages_along_k(128 * 30) == 10
+def test_stages_along_k():
+    # Never fewer than a pipeline's loop of two needs; else the splits share K in whole stages
+    assert config_of(stages=4, splits=3).stages_along_k(16) == 5
+    assert config_of(stages=4, splits=3).stages_along_k(128 * 30) == 10
     assert config_of(64, splits=3).stages_along_k(128 * 30) == 20
-    assert layout.tiles(1, 16 * 1)[1] == 1
+    assert config_of(256).stages_along_k(128 * 31) == 16

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from nvfp4_tvm.arch import ARCHS
@@ -24,20 +26,20 @@ def test_sums_of_k_warps_share_the_memory_of_the_pipeline():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        (dict(block_k=96), "block_k"),
-        (dict(warp_n=24), "warp_n"),
-        (dict(warp_m=24), "warp_m"),
-        (dict(block_m=96), "whole warp tiles"),
-        (dict(stages=1), "stages"),
-        (dict(splits=0), "split"),
-        (dict(k_warps=3), "k_warps"),
-        (dict(warp_m=16, token_tiles=1, k_warps=4), "k_warps"),
-        (dict(block_m=512, block_n=512), "threads"),
+        ({"block_k": 96}, "block_k"),
+        ({"warp_n": 24}, "warp_n"),
+        ({"warp_m": 24}, "warp_m"),
+        ({"block_m": 96}, "whole warp tiles"),
+        ({"stages": 1}, "stages"),
+        ({"splits": 0}, "split"),
+        ({"k_warps": 3}, "k_warps"),
+        ({"warp_m": 16, "token_tiles": 1, "k_warps": 4}, "k_warps"),
+        ({"block_m": 512, "block_n": 512}, "threads"),
     ],
 )
 def test_refusals(fields, expected):
     with pytest.raises(ShapeError, match=expected) as refusal:
-        MmaConfig(**{**dict(block_m=64, block_n=64, warp_m=64, warp_n=32), **fields})
+        MmaConfig(**{**{"block_m": 64, "block_n": 64, "warp_m": 64, "warp_n": 32}, **fields})
     assert "\n" not in str(refusal.value)
 
 
@@ -65,7 +67,7 @@ def test_choice(N, K, arch):
     chosen = ranges(N, K, arch)
     # Without gaps, from 17 up
     assert chosen[0].low == 17 and chosen[-1].high is None
-    assert all(a.high + 1 == b.low for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(a.high + 1 == b.low for a, b in itertools.pairwise(chosen))
     # Every kernel costs seconds of compilation
     assert len(chosen) <= 8
     for part in chosen:

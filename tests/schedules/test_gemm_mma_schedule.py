@@ -26,7 +26,7 @@ GROUPS_OF_32 = [
 
 
 def problem_of(N=256, K=1024, **fields):
-    return MatmulProblem(N, K, MRange(17), **{**dict(x_dtype="bfloat16", out_dtype="bfloat16"), **fields})
+    return MatmulProblem(N, K, MRange(17), **{**{"x_dtype": "bfloat16", "out_dtype": "bfloat16"}, **fields})
 
 
 def lowered(sch, arch="sm_89"):

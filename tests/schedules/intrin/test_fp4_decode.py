@@ -31,10 +31,7 @@ def words_with_every_code():
 def scale_words(group_size):
     """uint32 [byte, group]: a word in which both rows' scales of the group are the byte, and nothing else is."""
     byte = np.arange(BYTES, dtype=np.uint32)
-    if group_size == 32:
-        places = [[0, 1], [2, 3]]
-    else:
-        places = [[0, 2], [1, 3]]
+    places = [[0, 1], [2, 3]] if group_size == 32 else [[0, 2], [1, 3]]
     words = np.full((BYTES, 2), 0x5A5A5A5A, np.uint32)
     for group, rows in enumerate(places):
         for row in rows:
