@@ -5,6 +5,7 @@ import pytest
 import tvm
 from relax_modules import (
     HALF_ULP,
+    NUMPY,
     Weight,
     activations,
     assert_rounded_once,
@@ -268,6 +269,40 @@ def test_cuda_graphs_capture_the_kernels(which):
     # x is the caller's, so the first matmul that reads it stays outside, and with it the second, which adds x
     assert captured.count("call  nvfp4_matmul") == 2
     assert "alloc_storage" not in captured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
+def test_a_captured_graph_computes_the_chain(tmp_path):
+    gpu, target = tvm.cuda(0), resolve_target("auto").target
+    rng = np.random.default_rng(3)
+    N, K, rows = 48, 64, 4
+    gate_up, down = Weight.random(rng, 2 * N, K), Weight.random(rng, K, N)
+    for weight in (gate_up, down):
+        weight.rows[:] = 1e-3
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        mod = chain(N, K, rows, chain(N, K, symbolic("n"), name="prefill"), "decode").get()
+        executable = relax.build(mod, target, relax_pipeline=pipeline(target))
+    executable.export_library(str(tmp_path / "lib.so"))
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "lib.so")), gpu)
+    packed = [layout.pack(*weight.arrays()) for weight in (gate_up, down)]
+    arrays = [getattr(p, field) for p in packed for field in ("words", "scales", "global_scale")]
+    weights = [tvm.runtime.tensor(array, gpu) for array in arrays]
+
+    def expected(y):
+        j = np.arange(N)
+        for _ in range(2):
+            product = y @ gate_up.exact().T
+            gate, up = product[:, j // 8 * 16 + j % 8], product[:, j // 8 * 16 + j % 8 + 8]
+            y = y + gate / (1 + np.exp(-gate)) * up @ down.exact().T
+        return 2 * y
+
+    # The graph of decode is captured by its first call and replayed by the others
+    for name, M in [("decode", rows)] * 4 + [("prefill", M) for M in (1, 16, 17, 100, 4)]:
+        x = rng.standard_normal((1, M, K)).astype(NUMPY["bfloat16"])
+        found = machine[name](tvm.runtime.tensor(x, gpu), *weights).numpy()
+        # Four bfloat16 roundings on the way
+        assert relative_error(found[0], expected(x[0].astype(np.float64))) < 4 * 1.7e-3
 
 
 def test_a_target_without_kernels_is_refused():
