@@ -34,6 +34,8 @@ TOOLS = ("memcheck", "racecheck")
 SHAPE = "264x400"
 #: Substring of the names of all our kernels (`nvfp4_tvm.codegen.matmul.host_name`).
 KERNELS = "nvfp4_matmul"
+#: What the tool prints first.
+STARTED = "COMPUTE-SANITIZER"
 
 
 def one_of_each(problem: MatmulProblem, arch: str) -> dict[str, int]:
@@ -72,37 +74,39 @@ def sanitizer() -> Path:
     return Path(found)
 
 
-def watch(tool: str, shape: str, dtype: str, arch: str, timeout: float) -> dict[str, object]:
-    """Run `work` under a tool and return what it said."""
-    command = [str(sanitizer()), "--tool", tool, "--kernel-name", f"kns={KERNELS}"]
-    command += [
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        "-m",
-        "benchmarks.sanitize",
-        "--work",
-        shape,
-        dtype,
-        arch,
-    ]
-    start = time.perf_counter()
+def run(command: list[str], timeout: float) -> tuple[str, int]:
+    """Return the output of a command and its exit code, 124 if it takes too long."""
     try:
         done = subprocess.run(
             command,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             check=False,
             timeout=timeout,
             env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
-        text, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired as error:
-        text, code = f"no end within {timeout} s\n{error.stdout!r}", 124
+        output = error.stdout or b""
+        text = output.decode(errors="replace") if isinstance(output, bytes) else output
+        return f"{text}\nno end within {timeout} s", 124
+    return done.stdout, done.returncode
+
+
+def watch(tool: str, shape: str, dtype: str, arch: str, timeout: float) -> dict[str, object]:
+    """Run `work` under a tool and return what it said."""
+    under = [str(sanitizer()), "--tool", tool, "--error-exitcode", "9"]
+    work = [sys.executable, "-m", "benchmarks.sanitize", "--work", shape, dtype, arch]
+    start = time.perf_counter()
+    text, code = run([*under, "--kernel-name", f"kns={KERNELS}", *work], timeout)
+    if STARTED not in text and code != 124:
+        # The option's name is not the same in all versions; without it everything is instrumented
+        text, code = run([*under, *work], timeout)
     summary = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)", text)
     ran = re.findall(r"^ran (\S+) with M=(\d+)", text, re.MULTILINE)
     if code:
         print(text[-3000:])
+    last = text.strip().splitlines()[-1:] or ["no output"]
     return {
         "tool": tool,
         "arch": arch,
@@ -110,7 +114,7 @@ def watch(tool: str, shape: str, dtype: str, arch: str, timeout: float) -> dict[
         "dtype": dtype,
         "kernels": [f"{name}, M={M}" for name, M in ran],
         "exit_code": code,
-        "summary": summary[-1] if summary else text.strip().splitlines()[-1] if text.strip() else "no output",
+        "summary": (summary or last)[-1],
         "seconds": round(time.perf_counter() - start, 1),
     }
 

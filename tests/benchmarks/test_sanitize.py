@@ -29,3 +29,33 @@ def test_a_missing_tool_is_named(monkeypatch):
     monkeypatch.setattr(sanitize, "toolkit_roots", list)
     with pytest.raises(SystemExit, match="compute-sanitizer is not on this machine"):
         sanitize.sanitizer()
+
+
+TOOL = """#!/bin/sh
+case "$*" in *--kernel-name*) {old};; esac
+echo "========= COMPUTE-SANITIZER"
+echo "ran gemv_x with M=7, 0 bytes of workspace: error 1e-03"
+echo "========= {kind} SUMMARY: {count} errors"
+exit {code}
+"""
+
+
+@pytest.mark.parametrize("old", ["echo unknown option; exit 1", "true"])
+@pytest.mark.parametrize(("count", "code"), [(0, 0), (3, 9)])
+def test_what_the_tool_says_is_kept(tmp_path, monkeypatch, old, count, code):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(TOOL.format(old=old, kind="ERROR", count=count, code=code))
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitize, "sanitizer", lambda: tool)
+    found = sanitize.watch("memcheck", "8x16", "bfloat16", "sm_90", 10)
+    assert found["summary"] == f"ERROR SUMMARY: {count} errors" and found["exit_code"] == code
+    assert found["kernels"] == ["gemv_x, M=7"]
+
+
+def test_a_tool_without_end_is_stopped(tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text("#!/bin/sh\necho COMPUTE-SANITIZER\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitize, "sanitizer", lambda: tool)
+    found = sanitize.watch("racecheck", "8x16", "bfloat16", "sm_90", 0.5)
+    assert found["exit_code"] == 124 and found["summary"] == "no end within 0.5 s"
