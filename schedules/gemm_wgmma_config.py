@@ -1,0 +1,147 @@
+"""Configurations of the wgmma GEMM, their limits, and which of them serves which M."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.arch import WARP_SIZE, Arch, get_arch
+from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.base import MRange
+
+#: Rows of wgmma's A operand (PTX ISA, "Asynchronous Warpgroup Level Matrix Shape").
+WGMMA_ROWS = 64
+WARPGROUP_WARPS = 4
+WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_SIZE
+#: wgmma's n is a multiple of 8 up to 256; stmatrix stores the epilogue 16 tokens at a time.
+TOKENS_MULTIPLE, MAX_TOKENS = 16, 256
+#: Bytes of one token's 128-block of activations, and of one warp's words and scales of a 128-block.
+X_BLOCK_BYTES = 2 * layout.TILE_K
+W_BLOCK_BYTES = layout.TILE_N * layout.TILE_K // 2 + 4 * layout.LANES
+#: One warp's transposition buffer in 16-bit elements: 16 tokens of 16 rows; 24 keep stmatrix free of conflicts.
+STAGING_SHAPE = (16, 24)
+#: setmaxnreg takes multiples of 8 (PTX ISA).
+_REGISTER_UNIT = 8
+#: What the producer's loop needs, and what is kept for wgmma's other operands besides the accumulators.
+_PRODUCER_REGISTERS, _OTHER_REGISTERS = 32, 64
+_MAX_CONSUMER_REGISTERS = 240
+
+
+@dataclass(frozen=True)
+class WgmmaConfig:
+    """How one block of the kernel is built.
+
+    Attributes
+    ----------
+    tokens : int
+        Activation rows of a tile, wgmma's n.
+    warpgroups : int
+        Warpgroups that multiply, 64 weight rows each; one more feeds them.
+    x_stages : int
+        128-blocks of activations in shared memory.
+    w_stages : int
+        128-blocks of weights in shared memory.
+    blocks_per_sm : int
+        Resident blocks of an SM; the grid is that many times the number of SMs.
+    overhead : int
+        What handing a tile's sums from block to block costs, in 128-blocks (:mod:`.stream_k`).
+    split : int
+        0 for stream-K. Otherwise each tile has a cluster of that many blocks, which share its k and add their sums
+        through distributed shared memory.
+    fused : int
+        0 if a launch of its own brings x into wgmma's order. Otherwise the feeding warpgroup does it, with that
+        many 128-blocks in flight; needs ``split``.
+    """
+
+    tokens: int
+    warpgroups: int
+    x_stages: int
+    w_stages: int
+    blocks_per_sm: int
+    overhead: int = 6
+    split: int = 0
+    fused: int = 0
+
+    def __post_init__(self) -> None:
+        limits = get_arch("sm_90")
+        if self.tokens % TOKENS_MULTIPLE or not TOKENS_MULTIPLE <= self.tokens <= MAX_TOKENS:
+            self._refuse(f"tokens must be a multiple of {TOKENS_MULTIPLE} up to {MAX_TOKENS}")
+        if min(self.warpgroups, self.x_stages - 1, self.w_stages - 1, self.blocks_per_sm) < 1:
+            self._refuse("expected at least 1 warpgroup and block and 2 stages")
+        if self.split and not (
+            self.split in (1, 2, 4, 8) and (self.split - 1) * self.warpgroups <= self.x_stages
+        ):
+            self._refuse("a cluster has 1, 2, 4 or 8 blocks whose sums fit the stages of activations")
+        if self.fused and (not self.split or self.tokens % (WARPGROUP_THREADS // 4)):
+            self._refuse(
+                f"a fused permutation needs clusters and tokens in multiples of {WARPGROUP_THREADS // 4}"
+            )
+        if self.blocks_per_sm * self.threads > limits.max_threads_per_sm:
+            self._refuse(f"an SM holds {limits.max_threads_per_sm} threads, these are {self.threads} a block")
+        if limits.blocks_per_sm(self.threads, self.registers, self.shared_bytes) < self.blocks_per_sm:
+            self._refuse(f"that many blocks with {self.shared_bytes} B of shared memory do not fit an SM")
+        if self.tokens // 2 + _OTHER_REGISTERS > self.consumer_registers:
+            self._refuse(f"{self.tokens // 2} accumulators do not fit {self.consumer_registers} registers")
+
+    def _refuse(self, why: str) -> None:
+        raise ShapeError(f"wgmma GEMM {self.name}: {why}; choose another configuration")
+
+    @property
+    def name(self) -> str:
+        """Short and unique, for kernel names."""
+        tile = f"t{self.tokens}_g{self.warpgroups}_x{self.x_stages}_w{self.w_stages}_b{self.blocks_per_sm}"
+        return tile + (f"_s{self.split}_f{self.fused}" if self.split else f"_o{self.overhead}")
+
+    @property
+    def warps(self) -> int:
+        """Warps that multiply; each has one 16-row tile of the weight."""
+        return self.warpgroups * WARPGROUP_WARPS
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block, the feeding warpgroup included."""
+        return (self.warpgroups + 1) * WARPGROUP_THREADS
+
+    @property
+    def registers(self) -> int:
+        """Registers of each thread at launch: all of them, in equal shares."""
+        share = get_arch("sm_90").registers_per_sm // (self.blocks_per_sm * self.threads)
+        return min(share, get_arch("sm_90").registers_per_thread) // _REGISTER_UNIT * _REGISTER_UNIT
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a multiplying thread after it took over what the feeding warpgroup gave up."""
+        left = self.registers * (self.warpgroups + 1) - _PRODUCER_REGISTERS - self.fused * self.tokens // 2
+        return min(left // self.warpgroups // _REGISTER_UNIT * _REGISTER_UNIT, _MAX_CONSUMER_REGISTERS)
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers that a thread of the feeding warpgroup keeps: what the others leave."""
+        left = self.registers * (self.warpgroups + 1) - self.consumer_registers * self.warpgroups
+        return min(left, self.registers)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        x = self.x_stages * (self.tokens * X_BLOCK_BYTES + 2 * 8)  # with two 8-byte barriers
+        w = self.w_stages * self.warps * W_BLOCK_BYTES
+        return x + w + self.warps * STAGING_SHAPE[0] * STAGING_SHAPE[1] * 2
+
+    def grid(self, sms: int) -> int:
+        """Blocks of the launch on a GPU with ``sms`` multiprocessors."""
+        return sms * self.blocks_per_sm
+
+    def partials_shape(self, sms: int) -> tuple[int, int, int, int]:
+        """Accumulators that blocks hand over, fp32: [block, 8-token chunk, multiplying thread, 4]."""
+        return (self.grid(sms), self.tokens // 8, self.warpgroups * WARPGROUP_THREADS, 4)
+
+
+def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, WgmmaConfig]]:
+    """Return the ranges of M that have one configuration each, in order, from the lowest M on."""
+    small = [
+        (MRange(17, 32), WgmmaConfig(32, 1, 4, 4, 3)),
+        (MRange(33, 64), WgmmaConfig(64, 1, 3, 3, 3)),
+        (MRange(65, 128), WgmmaConfig(128, 1, 3, 2, 2)),
+        (MRange(129, None), WgmmaConfig(256, 2, 3, 3, 1)),
+    ]
+    return small

@@ -1,0 +1,425 @@
+"""The wgmma GEMM kernel: C^T = W x^T, W decoded from FP4 into wgmma's register operand.
+
+A block computes tiles of ``64 * warpgroups`` weight rows by ``tokens`` activation rows, and runs of
+128-blocks of k of them as :mod:`nvfp4_tvm.schedules.stream_k` hands them out.
+
+- Weights: each thread copies the 36 bytes that it will decode itself (:mod:`nvfp4_tvm.layout` gives a lane
+  128 consecutive codes' words) by cp.async into a ring of its own slots, so that no barrier guards them and
+  many 128-blocks are in flight. Only constants are read this way: it starts before the preceding launch has
+  ended.
+- Activations: one thread of an extra warpgroup brings a 128-block of the tile with one bulk copy
+  (:mod:`nvfp4_tvm.schedules.activation_layout`) into a ring guarded by a pair of mbarriers a slot.
+- A 128-block is eight wgmma in four groups. A group's codes are decoded while the previous group multiplies:
+  its registers are free one ``wait_group`` later. ptxas keeps wgmma asynchronous only if it does not run out
+  of registers, hence setmaxnreg.
+- Sums of a tile that several blocks share go through global memory: a block stores its accumulators and then,
+  per warp, a flag (release); the block that finishes the tile polls the flags (acquire) and adds them in
+  order. The launch before sets the flags to zero.
+- Epilogue: a thread holds rows g and g + 8 of its warp's 16-row tile. 16-bit outputs are transposed by
+  stmatrix to 16-byte stores; others, and rows of ``out`` that are not 16-byte aligned, are stored one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.schedules import stream_k
+from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL, PIECE_WORDS, PIECES
+from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.epilogue import row_value, silu
+from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, WARPGROUP_THREADS, X_BLOCK_BYTES, WgmmaConfig
+from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
+
+_BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
+_PACK = {"bfloat16": "cvt.rn.bf16x2.f32", "float16": "cvt.rn.f16x2.f32"}
+#: Keeps reads of an accumulator behind the wait for wgmma, which the compiler does not know to write it.
+_KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volatile("" : "+f"(r) :: "memory"); }\n'
+#: Matrix descriptor (PTX ISA, "Matrix Descriptor"): 128-byte swizzle is 1 in bits 63..62; eight rows of 128 bytes are
+#: 1024 bytes apart, in 16 bytes, in bits 45..32. The leading offset is not used by swizzled K-major layouts.
+_DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
+#: Accumulators that are read from memory before they are added: enough to hide the latency.
+_BATCH = 8
+
+
+def _select(condition: Any, a: Any, b: Any) -> Any:
+    return T.if_then_else(condition, a, b)
+
+
+def arguments(problem: MatmulProblem, config: WgmmaConfig) -> tuple[str, ...]:
+    """Names of the kernel's arguments, in order."""
+    names = ["x" if config.fused else "x_tiles", "words", "scales", "global_scale"]
+    names += [name for name in ("bias", "residual") if getattr(problem, name)]
+    return (*names, *(() if config.split else ("partials", "flags")), "out")
+
+
+def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> PrimFunc:
+    """Return the kernel, a function of `arguments`.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+        bfloat16 or float16 activations.
+    config : WgmmaConfig
+        The tile.
+    sms : int
+        Multiprocessors to launch for.
+    """
+    N, K, out_N = problem.N, problem.K, problem.out_N
+    n_tiles, blocks = layout.tiles(N, K)
+    tokens, warps, x_stages, w_stages = config.tokens, config.warps, config.x_stages, config.w_stages
+    row_tiles = -(-n_tiles // warps)
+    grid = config.grid(sms)
+    overhead, split, clustered = config.overhead, config.split, config.split > 0
+    ahead, fused = max(config.fused, 1), config.fused > 0
+    lines = tokens * PIECES // WARPGROUP_THREADS  # tokens whose 128-block a feeding thread moves a quarter of
+    whole_k = K % layout.TILE_K == 0
+    dtype, out_dtype = problem.x_dtype, problem.out_dtype
+    mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
+    # One source holds both functions; TVM emits a source a function
+    source, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
+    x_bytes = tokens * X_BLOCK_BYTES
+    gated = problem.activation == "silu_mul"
+    has_bias, has_residual = problem.bias, problem.residual
+    halves = 1 if gated else 2  # groups of eight output columns of a warp
+    columns = 8 * halves
+    transposed = out_dtype in _PACK and out_N % 8 == 0
+    sums = tokens // 2  # accumulators of a thread
+    chunks = tokens // 8
+
+    # fmt: off
+    @T.prim_func
+    def matmul(x_ptr: T.handle, tiles_ptr: T.handle, words: T.Buffer(layout.words_shape(N, K), "uint32"), scales: T.Buffer(layout.scales_shape(N, K), "uint32"),
+               global_scale: T.Buffer(layout.global_scale_shape(N), "float32"), bias: T.Buffer((N,), dtype), residual_ptr: T.handle,
+               partials: T.Buffer(config.partials_shape(sms), "float32"), flags: T.Buffer((grid, warps), "uint32"), out_ptr: T.handle):
+        M = T.int64()
+        out = T.match_buffer(out_ptr, (M, out_N), out_dtype, align=16)
+        residual = T.match_buffer(residual_ptr, (M, out_N), out_dtype)
+        x = T.match_buffer(x_ptr, (M, K), dtype, align=16)
+        x_tiles = T.match_buffer(tiles_ptr, ((M + (tokens - 1)) // tokens, blocks, BOXES, tokens, BOX_WORDS), "uint32", align=128)
+        T.device_entry()
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": config.blocks_per_sm})
+        # Variables, not lets: TVM substitutes lets and then simplifies nested quotients for a minute
+        block = T.cta_id([T.cast((M + (tokens - 1)) // tokens, "int32") * (row_tiles * split) if clustered else grid])
+        rank = T.cta_id_in_cluster([split]) if clustered else T.int32(0)
+        tx = T.thread_id([config.threads])
+        warp: T.let = tx // 32
+        lane: T.let = tx % 32
+        g: T.let = lane // 4
+        q: T.let = lane % 4
+        token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
+        tiles: T.int32
+        sharing: T.int32
+        cut: T.int32
+        units: T.int32
+        begin: T.int32
+        end: T.int32
+        last_cut: T.int32
+        runs: T.int32
+        segments: T.int32
+        if not clustered:
+            tiles = token_tiles * row_tiles
+            sharing = stream_k.sharing_blocks(tiles, grid, _select)
+            cut = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, _select)
+            units = cut * blocks
+            begin = stream_k.first_unit(block, units, sharing, _select)
+            end = stream_k.first_unit(block + 1, units, sharing, _select)
+            last_cut = T.max(end - 1, 0) // blocks
+            runs = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
+            segments = runs + stream_k.whole_tiles(tiles, cut, block, grid)
+        else:
+            segments = 1
+
+        pool = T.SMEMPool()
+        x_ring = pool.alloc((x_stages, BOXES, tokens, 2 * BOX_WORDS), dtype, align=1024)
+        w_ring = pool.alloc((w_stages, warps, 2, layout.LANES, layout.WORDS_PER_LANE), "uint32", align=128)
+        s_ring = pool.alloc((w_stages, warps, layout.LANES), "uint32", align=128)
+        staging = pool.alloc((warps, *STAGING_SHAPE), "uint16", align=128)
+        full = pool.alloc((x_stages,), "uint64", align=8)
+        empty = pool.alloc((x_stages,), "uint64", align=8)
+        pool.commit()
+        slot: T.int32
+        phase: T.int32
+        tile: T.int32
+        k_begin: T.int32
+        k_end: T.int32
+        T.ptx.griddepcontrol.launch_dependents()
+        if tx == 0:
+            for i in T.unroll(x_stages):
+                T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(WARPGROUP_THREADS if fused else 1))
+                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(warps))
+        T.ptx.fence.proxy.async_.shared__cta()
+        T.cuda.cta_sync()
+        slot = 0
+        phase = 0
+
+        @T.inline
+        def enter(segment):
+            """The segment's tile and 128-blocks: cut tiles from the back, then whole ones."""
+            if not clustered:
+                tile = T.if_then_else(segment < runs, last_cut - segment, cut + (segment - runs) * grid + block)
+                k_begin = T.if_then_else(segment < runs, T.max(begin - tile * blocks, 0), 0)
+                k_end = T.if_then_else(segment < runs, T.min(end - tile * blocks, blocks), blocks)
+            else:
+                tile = block // split
+                k_begin = rank * blocks // split
+                k_end = (rank + 1) * blocks // split
+
+        @T.inline
+        def advance():
+            slot = slot + 1
+            if slot == x_stages:
+                slot = 0
+                phase = phase ^ 1
+
+        if warp >= warps:
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](config.producer_registers)
+            if not fused:
+                if tx == warps * 32:
+                    produced: T.int32
+                    produced = 0
+                    T.ptx.griddepcontrol.wait()
+                    for segment in T.serial(segments):
+                        enter(segment)
+                        token_tile: T.int32 = tile % token_tiles
+                        for kk in T.serial(k_end - k_begin):
+                            if produced >= x_stages:
+                                T.cuda.mbarrier_wait(empty.ptr_to([slot]), phase ^ 1)
+                            T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([slot]), T.uint32(x_bytes))
+                            T.ptx[_BULK_COPY](x_ring.ptr_to([slot, 0, 0, 0]), x_tiles.ptr_to([T.cast(token_tile, "int64"), k_begin + kk, 0, 0, 0]),
+                                              T.uint32(x_bytes), full.ptr_to([slot]))
+                            produced = produced + 1
+                            advance()
+            else:
+                piece = T.alloc_local((ahead, lines, PIECES, PIECE_WORDS), "uint32")
+                feeder: T.let = tx - warps * 32
+                enter(0)
+                m: T.int32 = T.cast(M, "int32")
+                first_token: T.int32 = tile % token_tiles * tokens
+
+                @T.inline
+                def load_x(into, k):
+                    for line in T.unroll(lines):
+                        token: T.int32 = first_token + line * (WARPGROUP_THREADS // PIECES) + feeder // PIECES
+                        for part in T.unroll(PIECES):
+                            for e in T.unroll(PIECE_WORDS):
+                                piece[into, line, part, e] = T.uint32(0)
+                        if token < m:
+                            for part in T.unroll(PIECES):
+                                if whole_k or k * layout.TILE_K + part * 32 + feeder % PIECES * 8 < K:
+                                    T.ptx["ld.global.nc.v4.u32"](piece[into, line, part, 0], piece[into, line, part, 1], piece[into, line, part, 2], piece[into, line, part, 3],
+                                                                 x.ptr_to([T.cast(token, "int64"), k * layout.TILE_K + part * 32 + feeder % PIECES * 8]))
+
+                T.ptx.griddepcontrol.wait()
+                for p in T.unroll(ahead):
+                    if k_begin + p < k_end:
+                        load_x(p, k_begin + p)
+                for kk in T.serial((k_end - k_begin + (ahead - 1)) // ahead):
+                    for p in T.unroll(ahead):
+                        if k_begin + kk * ahead + p < k_end:
+                            if kk * ahead + p >= x_stages:
+                                T.cuda.mbarrier_wait(empty.ptr_to([slot]), phase ^ 1)
+                            for line in T.unroll(lines):
+                                for j in T.unroll(2):
+                                    for half in T.unroll(2):
+                                        T.ptx["st.shared.v4.u32"](
+                                            x_ring.ptr_to([slot, feeder % PIECES // 2, line * (WARPGROUP_THREADS // PIECES) + feeder // PIECES,
+                                                           (feeder % 2 * 4 + 2 * j + half ^ feeder // PIECES % 8) * 8]),
+                                            piece[p, line, 0, 2 * j + half], piece[p, line, 1, 2 * j + half], piece[p, line, 2, 2 * j + half], piece[p, line, 3, 2 * j + half])
+                            T.ptx.fence.proxy.async_.shared__cta()
+                            T.ptx.mbarrier.arrive.shared.b64(full.ptr_to([slot]))
+                            if k_begin + (kk + 1) * ahead + p < k_end:
+                                load_x(p, k_begin + (kk + 1) * ahead + p)
+                            advance()
+        else:
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](config.consumer_registers)
+            word = T.alloc_local((2, 4), "uint32")
+            scale_bytes = T.alloc_local((1,), "uint32")
+            scale = T.alloc_local((2, 2), "uint32")  # [group][row g or g + 8]
+            fragment = T.alloc_local((4, 2, 4), "uint32")
+            acc = T.alloc_local((sums,), "float32")
+            other = T.alloc_local((_BATCH, 4), "float32")
+            value = T.alloc_local((2, 2, 2), "float32")  # [8-token chunk][row half][token]
+            row_scale = T.alloc_local((2,), "float32")
+            row_bias = T.alloc_local((2,), dtype)
+            packed = T.alloc_local((4,), "uint32")
+            flag = T.alloc_local((1,), "uint32")
+            w_slot: T.int32
+            w_tile: T.int32
+            descriptor: T.uint32
+            remote: T.uint32
+            sums_in = T.decl_buffer((max(split - 1, 1), chunks, warps * 32, 4), "float32", data=x_ring.data, scope="shared.dyn")
+            x_address: T.uint32 = T.cuda.cvta_generic_to_shared(x_ring.ptr_to([0, 0, 0, 0])) // T.uint32(16)
+
+            @T.inline
+            def copy_weight(into, k):
+                for h in T.unroll(2):
+                    T.ptx["cp.async.cg.shared.global.L2::128B"](w_ring.ptr_to([into, warp, h, lane, 0]), words.ptr_to([w_tile, k, h, lane, 0]), 16)
+                T.ptx["cp.async.ca.shared.global"](s_ring.ptr_to([into, warp, lane]), scales.ptr_to([w_tile, k, lane]), 4)
+
+            @T.inline
+            def read_weight():
+                T.ptx["cp.async.wait_group"](w_stages - 1)
+                for h in T.unroll(2):
+                    T.ptx["ld.shared.v4.u32"](word[h, 0], word[h, 1], word[h, 2], word[h, 3], w_ring.ptr_to([w_slot, warp, h, lane, 0]))
+                T.ptx["ld.shared.u32"](scale_bytes[0], s_ring.ptr_to([w_slot, warp, lane]))
+
+            @T.inline
+            def start(segment):
+                """Enter a segment and copy its first 128-blocks; rows of tiles beyond N are read from the last one."""
+                enter(segment)
+                w_tile = T.min(tile // token_tiles * warps + warp, n_tiles - 1)
+                for p in T.unroll(w_stages):
+                    if k_begin + p < k_end:
+                        copy_weight(p, k_begin + p)
+                    T.ptx["cp.async.commit_group"]()
+
+            if segments > 0:
+                start(0)
+            for segment in T.serial(segments):
+                this: T.int32 = tile
+                row_tile: T.int32 = tile // token_tiles
+                token_tile: T.int32 = tile - row_tile * token_tiles
+                k_first: T.int32 = k_begin
+                k_stop: T.int32 = k_end
+                w_slot = 0
+                for i in T.unroll(sums):
+                    acc[i] = T.float32(0)
+                read_weight()
+                T.evaluate(T.cuda.func_call(decode_scales, scale[0, 0], scale[0, 1], scale[1, 0], scale[1, 1], scale_bytes[0], source_code=source))
+                for kk in T.serial(k_stop - k_first):
+                    if k_first + kk + w_stages < k_stop:
+                        copy_weight(w_slot, k_first + kk + w_stages)
+                    T.ptx["cp.async.commit_group"]()
+                    w_slot = T.if_then_else(w_slot == w_stages - 1, 0, w_slot + 1)
+                    for i in T.unroll(4):
+                        for h in T.unroll(2):
+                            T.evaluate(T.cuda.func_call(decode, fragment[i, h, 0], fragment[i, h, 1], fragment[i, h, 2], fragment[i, h, 3],
+                                                        word[h, i], scale[i // 2, h], source_code=""))
+                        if i == 0:
+                            T.cuda.mbarrier_wait(full.ptr_to([slot]), phase)
+                            descriptor = x_address + T.cast(slot * (x_bytes // 16), "uint32")
+                        if i == 3:
+                            read_weight()  # of the next 128-block; after the last one it is not used
+                        T.ptx.wgmma.fence.sync.aligned()
+                        for j in T.unroll(2):
+                            T.ptx[mma](*[acc[z] for z in range(sums)],
+                                       fragment[i, 0, 2 * j], fragment[i, 1, 2 * j], fragment[i, 0, 2 * j + 1], fragment[i, 1, 2 * j + 1],
+                                       T.uint64(_DESCRIPTOR_HIGH) | T.cast(descriptor + T.uint32(i // 2 * (tokens * 8) + (i % 2 * 2 + j) * 2), "uint64"),
+                                       T.bool(True), 1, 1, 0)
+                        T.ptx.wgmma.commit_group.sync.aligned()
+                        T.ptx.wgmma.wait_group.sync.aligned(1)
+                        if i == 0:
+                            # The last group of the previous 128-block is done
+                            if kk > 0:
+                                if lane == 0:
+                                    T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([T.if_then_else(slot == 0, x_stages - 1, slot - 1)]))
+                    T.evaluate(T.cuda.func_call(decode_scales, scale[0, 0], scale[0, 1], scale[1, 0], scale[1, 1], scale_bytes[0], source_code=source))
+                    advance()
+                T.ptx.wgmma.wait_group.sync.aligned(0)
+                if lane == 0:
+                    T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([T.if_then_else(slot == 0, x_stages - 1, slot - 1)]))
+                for i in T.unroll(sums):
+                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=_KEEP))
+                if segment + 1 < segments:
+                    start(segment + 1)  # its weights arrive during the epilogue
+
+                if split > 1:
+                    T.cuda.warp_sync()
+                    T.cuda.cluster_sync()  # no one reads the ring of activations any more
+                    if rank > 0:
+                        T.ptx.mapa.shared__cluster.u32(remote, T.cuda.cvta_generic_to_shared(x_ring.ptr_to([0, 0, 0, 0])), T.uint32(0))
+                        for j in T.unroll(chunks):
+                            T.ptx["st.shared::cluster.v4.f32"](remote + T.cast((((rank - 1) * chunks + j) * (warps * 32) + tx) * 16, "uint32"),
+                                                               acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
+                    T.cuda.cluster_sync()
+                    if rank == 0:
+                        for r in T.unroll(split - 1):
+                            for j in T.unroll(chunks):
+                                T.ptx["ld.shared.v4.f32"](other[0, 0], other[0, 1], other[0, 2], other[0, 3], sums_in.ptr_to([r, j, tx, 0]))
+                                for e in T.unroll(4):
+                                    acc[j * 4 + e] = acc[j * 4 + e] + other[0, e]
+                if k_stop < blocks if not clustered else rank > 0:
+                    if not clustered:  # a later block finishes the tile
+                        for j in T.unroll(chunks):
+                            T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
+                        T.ptx.fence.acq_rel.gpu()
+                        T.cuda.warp_sync()
+                        if lane == 0:
+                            T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
+                else:
+                    if False if clustered else k_first > 0:
+                        first: T.int32 = stream_k.first_block(this, blocks, units, sharing)
+                        for o in T.serial((block - first + 31) // 32):
+                            polled: T.int32 = first + o * 32 + lane
+                            if polled < block:
+                                if stream_k.first_unit(polled + 1, units, sharing, _select) > stream_k.first_unit(polled, units, sharing, _select):
+                                    flag[0] = T.uint32(0)
+                                    while flag[0] == T.uint32(0):
+                                        T.ptx["ld.acquire.gpu.global.u32"](flag[0], flags.ptr_to([polled, warp]))
+                            T.cuda.warp_sync()
+                        for o in T.serial(block - first):
+                            added: T.int32 = first + o
+                            if stream_k.first_unit(added + 1, units, sharing, _select) > stream_k.first_unit(added, units, sharing, _select):
+                                for batch in T.unroll((chunks + (_BATCH - 1)) // _BATCH):
+                                    for j in T.unroll(_BATCH):
+                                        if batch * _BATCH + j < chunks:
+                                            T.ptx["ld.global.cg.v4.f32"](other[j, 0], other[j, 1], other[j, 2], other[j, 3], partials.ptr_to([added, batch * _BATCH + j, tx, 0]))
+                                    for j in T.unroll(_BATCH):
+                                        if batch * _BATCH + j < chunks:
+                                            for e in T.unroll(4):
+                                                acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
+                    row: T.int32 = T.min(row_tile * warps + warp, n_tiles - 1) * layout.TILE_N + g
+                    for h in T.unroll(2):
+                        row_scale[h] = global_scale[row + h * 8]
+                        if has_bias:
+                            row_bias[h] = bias[T.min(row + h * 8, N - 1)]
+                    column: T.int32 = (row_tile * warps + warp) * columns
+                    own_column: T.int32 = column + g
+                    own_token: T.int32 = token_tile * tokens + q * 2
+                    rows: T.int32 = T.cast(M, "int32")
+                    for pair in T.unroll(chunks // 2):
+                        # Nor may all residuals be read ahead: registers
+                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
+                        for c in T.unroll(2):
+                            for t in T.unroll(2):
+                                z = T.meta_var((pair * 2 + c) * 4 + t)
+                                token: T.int32 = own_token + (pair * 16 + c * 8 + t)
+                                if gated:
+                                    value[c, 0, t] = silu(row_value(acc[z], row_scale[0], row_bias[0] if has_bias else None)) * row_value(
+                                        acc[z + 2], row_scale[1], row_bias[1] if has_bias else None)
+                                else:
+                                    for h in T.unroll(2):
+                                        value[c, h, t] = row_value(acc[z + h * 2], row_scale[h], row_bias[h] if has_bias else None)
+                                for h in T.unroll(halves):
+                                    if has_residual:
+                                        value[c, h, t] = value[c, h, t] + T.cast(residual[T.cast(T.min(token, rows - 1), "int64"), T.min(own_column + h * 8, out_N - 1)], "float32")
+                                    if not transposed:
+                                        if token < rows:
+                                            if own_column + h * 8 < out_N:
+                                                out[T.cast(token, "int64"), own_column + h * 8] = T.cast(value[c, h, t], out_dtype)
+                            if transposed:
+                                for h in T.unroll(halves):
+                                    T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
+                        if transposed:
+                            if gated:
+                                T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](staging.ptr_to([warp, lane % 16, 0]), packed[0], packed[1])
+                            else:
+                                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
+                                    staging.ptr_to([warp, lane // 16 * 8 + lane % 8, lane // 8 % 2 * 8]), packed[0], packed[1], packed[2], packed[3])
+                            T.cuda.warp_sync()
+                            line: T.int32 = token_tile * tokens + pair * 16 + lane % 16
+                            if line < rows:
+                                if lane // 16 < halves:
+                                    if column + lane // 16 * 8 < out_N:
+                                        T.ptx["ld.shared.v4.u32"](packed[0], packed[1], packed[2], packed[3], staging.ptr_to([warp, lane % 16, lane // 16 * 8]))
+                                        T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
+                            T.cuda.warp_sync()
+    # fmt: on
+    taken = {*arguments(problem, config)}
+    params = [param for param in matmul.params if param.name in taken]
+    return PrimFunc(params, matmul.body, matmul.ret_type, matmul.attrs).with_attr(*PDL)
