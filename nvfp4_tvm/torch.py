@@ -31,7 +31,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.torch import from_exported_program
 
-from nvfp4_tvm import compiler, op
+from nvfp4_tvm import compiler, layout, op
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.passes.pipeline import weight_passes
 from nvfp4_tvm.target import ResolvedTarget, resolve_target
@@ -55,6 +55,7 @@ __all__ = [
 #: TVM's importer looks converters up by ``OpOverload.__name__``, which has no namespace: ``aten::linear`` is
 #: "linear.default" too.
 _CONVERTER = "linear.default"
+_PACKED_CONVERTER = "packed_linear.default"
 
 #: Of TVM's importer: the FX node and the importer to the converted value.
 Converter = Callable[[torch.fx.Node, Any], relax.Var]
@@ -90,6 +91,26 @@ def _converter(otherwise: Converter | None) -> Converter:
         return importer.block_builder.emit(call)
 
     return convert
+
+
+def _convert_packed(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Convert an ``nvfp4_tvm::packed_linear``: its weight is packed already, its epilogue becomes operators."""
+    names = ("x", "words", "scales", "global_scale", "N", "K", "bias", "residual", "activation", "out_dtype")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    x, words, scales, global_scale = (importer.env[given[name]] for name in names[:4])
+    bias, residual = (importer.env.get(given.get(name)) for name in ("bias", "residual"))
+    emit, N = importer.block_builder.emit, int(given["N"])
+    dtype = str(given.get("out_dtype") or x.ty.dtype).removeprefix("torch.")
+    plain = residual is None and given.get("activation") is None
+    out = emit(op.matmul(x, words, scales, global_scale, bias, N=N, out_dtype=dtype if plain else "float32"))
+    if given.get("activation") == "silu_mul":
+        leading, half = list(out.ty.shape)[:-1], layout.TILE_N // 2
+        tiles = emit(relax.op.reshape(out, (*leading, N // layout.TILE_N, 2, half)))
+        gate, up = (emit(relax.op.take(tiles, relax.prim_value(i), axis=len(leading) + 1)) for i in range(2))
+        out = emit(relax.op.reshape(relax.op.nn.silu(gate) * up, (*leading, N // 2)))
+    if residual is not None:
+        out = emit(out + relax.op.astype(residual, "float32"))
+    return out if plain else emit(relax.op.astype(out, dtype))
 
 
 def _weights_as_parameters(program: ExportedProgram) -> ExportedProgram:
@@ -129,6 +150,8 @@ def from_exported(
 ) -> tvm.IRModule:
     """Import an exported program; every ``nvfp4_tvm::linear`` becomes ``nvfp4.matmul`` on ``nvfp4.pack``.
 
+    ``nvfp4_tvm::packed_linear``, which `linear` with a `PackedWeight` is, becomes ``nvfp4.matmul`` alone.
+
     Parameters
     ----------
     program : torch.export.ExportedProgram
@@ -150,6 +173,7 @@ def from_exported(
     """
     converters = dict(custom_convert_map or {})
     converters[_CONVERTER] = _converter(converters.get(_CONVERTER))
+    converters[_PACKED_CONVERTER] = _convert_packed
     if keep_params_as_input:
         program, options = _weights_as_parameters(program), {**options, "run_ep_decomposition": False}
     mod = from_exported_program(

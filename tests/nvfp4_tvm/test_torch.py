@@ -22,6 +22,7 @@ from nvfp4_tvm.torch import (
     decode,
     from_exported,
     linear,
+    pack,
     replace_linears,
 )
 
@@ -263,6 +264,25 @@ def test_several_symbolic_axes_scale_per_row_and_tuples():
         x, y = torch.randn(*shape, 32), torch.randn(4)
         for got, expected in zip(run(x, y), model(x, y), strict=True):
             assert got.shape == expected.shape and relative(got, expected) < AGREEMENT[torch.float32]
+
+
+@pytest.mark.parametrize("activation", [None, "silu_mul"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_packed_weights(activation, residual):
+    layer = random_linear(32, 48, bias=True)
+    packed = pack(*layer.buffers())
+
+    class Packed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            more = x[..., : 32 if activation is None else 16] if residual else None
+            return linear(x, packed, bias=layer.bias, residual=more, activation=activation)
+
+    model, x = Packed(), torch.randn(3, 48)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    run = compile_exported(program)
+    for M in (1, 5):
+        x = torch.randn(M, 48)
+        assert relative(run(x), model(x)) < AGREEMENT[torch.float32]
 
 
 def test_compile_exported_refuses_contradictions():
