@@ -21,27 +21,26 @@ from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE
 from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
+from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma
 from nvfp4_tvm.schedules.gemv import Gemv
 
 logger = logging.getLogger(__name__)
 
 Table = Sequence[tuple[MRange, Sequence[KernelRule]]]
 
-#: mma.sync for everything: one GEMV for M up to 8, one up to 16, and GEMMs.
-_MMA_TABLE: Table = (
-    (MRange(1, 8), (Gemv(), PlainGemm())),
-    (MRange(9, 16), (Gemv(), PlainGemm())),
-    (MRange(17), (GemmMma(), PlainGemm())),
-)
+#: One GEMV for M up to 8, one up to 16; the plain kernel for float32 activations.
+_GEMVS: Table = ((MRange(1, 8), (Gemv(), PlainGemm())), (MRange(9, 16), (Gemv(), PlainGemm())))
+_AMPERE: Table = (*_GEMVS, (MRange(17), (GemmMma(), PlainGemm())))
+_HOPPER: Table = (*_GEMVS, (MRange(17), (GemmWgmma(), GemmMma(), PlainGemm())))
 
 #: Ranges of M, in order and without gaps, with the rules to try in order: by kind of target, or by architecture.
 #: A rule with several configurations splits its range further (:class:`Ranged`).
 TABLES: dict[str, Table] = {
     "llvm": CPU_TABLE,
-    "sm_80": _MMA_TABLE,
-    "sm_86": _MMA_TABLE,
-    "sm_89": _MMA_TABLE,
-    "sm_90": _MMA_TABLE,
+    "sm_80": _AMPERE,
+    "sm_86": _AMPERE,
+    "sm_89": _AMPERE,
+    "sm_90": _HOPPER,
 }
 
 
