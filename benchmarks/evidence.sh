@@ -3,7 +3,7 @@
 #
 #   benchmarks/evidence.sh [build] [compile_accuracy] [peers] [accuracy] [sanitize] [tests]
 #
-#   OUT              folder for the JSON files and logs (default: benchmarks/results)
+#   OUT              folder for the JSON files and logs (default: benchmarks/results, and build/evidence for logs)
 #   NVFP4_TVM_CACHE  folder for compiled kernels; the steps `build` and `compile_accuracy` fill it, need no GPU, and may
 #                    run on another machine with the same sources
 #   JOBS             processes that compile (default: all processors)
@@ -14,21 +14,22 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+LOGS="${OUT:-build/evidence}"
 OUT="${OUT:-benchmarks/results}"
 JOBS="${JOBS:-$(nproc)}"
 LIMIT="${LIMIT:-300}"
 ROWS="${ROWS:-1,2,3,4,5,8,12,16,24,32,48,64,96,128,192,256,300,482,777,1024,2048,4096}"
-mkdir -p "$OUT"
+mkdir -p "$OUT" "$LOGS"
 failed=()
 
 # step NAME COMMAND...: with a limit, into a log, and on to the next one if it fails
 step() {
   local name="$1" start=$SECONDS
   shift
-  timeout "$LIMIT" "$@" >"$OUT/$name.log" 2>&1
+  timeout "$LIMIT" "$@" >"$LOGS/$name.log" 2>&1
   local code=$?
   echo "== $name: exit code $code, $((SECONDS - start)) s"
-  tail -n 12 "$OUT/$name.log" | cut -c1-300
+  tail -n 12 "$LOGS/$name.log" | cut -c1-300
   if [ "$code" -ne 0 ]; then failed+=("$name"); fi
 }
 

@@ -236,8 +236,8 @@ def sanitizer(reports: Sequence[Report]) -> str:
     return f"{'; '.join(where)}.\n\n" + markdown_table(["", "kernels", "", "the tool says"], lines)
 
 
-#: Instructions that the table of resources counts: tensor cores, asynchronous copies, 16-byte loads.
-SASS_COLUMNS = ("HMMA", "HGMMA", "LDGSTS", "LDG.128", "LDS.128", "UTMALDG")
+#: Instructions that the table of resources counts: tensor cores, 16-byte loads, bulk copies.
+SASS_COLUMNS = ("HMMA", "HGMMA", "LDG.128", "LDGSTS.128", "LDS.128", "UBLKCP")
 
 
 @app.command()

@@ -74,7 +74,7 @@ def count_classes(counts: Counter[str]) -> dict[str, int]:
     classes: Counter[str] = Counter()
     for instruction, count in counts.items():
         name, *modifiers = instruction.split(".")
-        if name in ("HMMA", "HGMMA", "LDGSTS", "UTMALDG"):
+        if name in ("HMMA", "HGMMA", "LDGSTS", "UBLKCP", "UTMALDG"):
             classes[name] += count
         if name in ("LDG", "LDS", "STS", "STG", "LDGSTS") and "128" in modifiers:
             classes[f"{name}.128"] += count
@@ -177,13 +177,16 @@ def _multiplies(row: Row) -> bool:
 
 
 def _missing(family: str, counts: dict[str, int]) -> list[str]:
-    wanted = {
-        # The GEMV keeps weights in registers, wgmma gets activations by TMA: neither copies with cp.async
-        "gemv": ("HMMA", "LDG.128"),
-        "gemm_mma": ("HMMA", "LDGSTS", "LDGSTS.128"),
-        "gemm_wgmma": ("HGMMA", "LDG.128"),
-    }
-    return [f"no {name} in its machine code" for name in wanted.get(family, ()) if not counts.get(name)]
+    """Return what a launch with products lacks: 16-byte loads anywhere, the family's way to copy ahead."""
+    found = []
+    if not counts.get("LDG.128") and not counts.get("LDGSTS.128"):
+        found.append("no 16-byte load from global memory in its machine code")
+    ahead = {"gemm_mma": ("LDGSTS",), "gemm_wgmma": ("UBLKCP", "UTMALDG")}.get(family, ())
+    if ahead and not any(counts.get(name) for name in ahead):
+        found.append(f"no {' or '.join(ahead)} in its machine code")
+    if family == "gemm_wgmma" and not counts.get("HGMMA"):
+        found.append("no HGMMA in its machine code")
+    return found
 
 
 def summarize(rows: list[Row]) -> list[Row]:

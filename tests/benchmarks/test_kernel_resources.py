@@ -59,8 +59,18 @@ def row(**change):
         ({"static_shared": 1}, "101377 bytes of shared memory, the architecture has 101376"),
         ({"registers": 256}, "256 registers"),
         ({"blocks_per_sm": 0}, "no block fits on an SM"),
-        ({"sass": {"HMMA": 8, "LDGSTS": 8}}, "no LDGSTS.128 in its machine code"),
-        ({"sass": {"HMMA": 8}, "family": "gemv"}, "no LDG.128 in its machine code"),
+        ({"sass": {"HMMA": 8, "LDGSTS": 8}}, "no 16-byte load from global memory in its machine code"),
+        ({"sass": {"HMMA": 8, "LDG.128": 8}}, "no LDGSTS in its machine code"),
+        ({"sass": {"HMMA": 8}, "family": "gemv"}, "no 16-byte load from global memory in its machine code"),
+        ({"sass": {"HMMA": 8, "LDG.128": 8}, "family": "gemv"}, None),
+        (
+            {"sass": {"HMMA": 8, "LDG.128": 8, "UBLKCP": 1}, "family": "gemm_wgmma"},
+            "no HGMMA in its machine code",
+        ),
+        (
+            {"sass": {"HGMMA": 8, "LDG.128": 8}, "family": "gemm_wgmma"},
+            "no UBLKCP or UTMALDG in its machine code",
+        ),
         # a launch that adds parts up, or prepares activations, has no products
         ({"sass": {}}, None),
         ({"sass": {}, "family": "gemm_plain"}, None),
