@@ -129,10 +129,13 @@ def test_activation_and_residual_on_the_cpu():
 CUDA = resolve_target("cuda:sm_89")
 
 
-def chain(N, K, rows, builder=None, name="main"):
-    """x -> x + matmul(gated matmul(x)), twice: what a layer's MLP is to the matmuls."""
+def chain(N, K, rows, builder=None, name="main", dtype="float32"):
+    """x -> x + matmul(gated matmul(x)), twice: what a layer's MLP is to the matmuls.
+
+    float32 activations have one kernel for every M, which compiles fast, and a workspace where it is gated.
+    """
     weights = packed_vars(2 * N, K, "gate_up") + packed_vars(K, N, "down")
-    x = relax.Var("x", relax.TensorType((1, rows, K), "bfloat16"))
+    x = relax.Var("x", relax.TensorType((1, rows, K), dtype))
 
     def body(b):
         y = x
@@ -176,7 +179,8 @@ def test_cuda_calls_machine_code_with_a_workspace_that_relax_owns():
 def test_the_workspace_of_a_symbolic_m_is_linear():
     mod = lower(chain(48, 64, symbolic("n")).get(), "cuda:sm_89")
     by_name = external(mod)
-    built = build_matmul(MatmulProblem(96, 64, activation="silu_mul"), CUDA.target)
+    problem = MatmulProblem(96, 64, x_dtype="float32", out_dtype="float32", activation="silu_mul")
+    built = build_matmul(problem, CUDA.target)
     assert by_name[built.name][1] == [f"n * {built.bytes.slope} + {built.bytes.constant}"]
 
 
@@ -281,7 +285,8 @@ def test_a_captured_graph_computes_the_chain(tmp_path):
     for weight in (gate_up, down):
         weight.rows[:] = 1e-3
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
-        mod = chain(N, K, rows, chain(N, K, symbolic("n"), name="prefill"), "decode").get()
+        prefill = chain(N, K, symbolic("n"), name="prefill", dtype="bfloat16")
+        mod = chain(N, K, rows, prefill, "decode", "bfloat16").get()
         executable = relax.build(mod, target, relax_pipeline=pipeline(target))
     executable.export_library(str(tmp_path / "lib.so"))
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "lib.so")), gpu)
