@@ -48,10 +48,11 @@ for name in "${@:-build compile_accuracy peers accuracy sanitize tests}"; do
           --peer benchmarks.peer:NVFP4TVM --peer benchmarks.peer:NVFP4TVMSm89 --m "$ROWS" --json "$OUT/peer_gemm.json"
         ;;
       accuracy)
-        step accuracy python3 -m benchmarks.gemm_accuracy --jobs "$JOBS" -o "$OUT/gemm_accuracy_h200.json"
+        step accuracy python3 -m benchmarks.gemm_accuracy --jobs "$JOBS" --seconds "$((LIMIT * 8 / 10))" \
+          -o "$OUT/gemm_accuracy_h200.json"
         ;;
       sanitize)
-        step sanitize python3 -m benchmarks.sanitize -o "$OUT/sanitizer_h200.json"
+        step sanitize python3 -m benchmarks.sanitize --timeout "$((LIMIT / 4))" -o "$OUT/sanitizer_h200.json"
         ;;
       tests)
         step tests python3 -m pytest -q -m gpu -p no:cacheprovider tests

@@ -26,7 +26,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from benchmarks.shapes import parse_rows, parse_shapes, parse_words
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
 from nvfp4_tvm.torch_kernels import CUDAKernel, device_arch, load_cuda_kernel
+from nvfp4_tvm.torch_library import library_path
 
 #: Largest relative error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the
 #: accumulation, in which tensor cores cut off what does not fit float32 (7e-6 at K = 6320).
@@ -281,12 +282,27 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # Building and running
 
 
-def _build(pool: ProcessPoolExecutor, cases: list[Case]) -> dict[Future[float | str], list[Case]]:
-    """Start building each library once; return the cases that wait for it."""
+def compiled(cases: list[Case], jobs: int) -> Iterator[tuple[list[Case], str | None]]:
+    """Compile each library once, in parallel; return the cases of each as it is ready, or why it is not.
+
+    Libraries that are on disk already come first, and start no process.
+    """
     waiting: dict[tuple[MatmulProblem, str], list[Case]] = {}
     for case in cases:
         waiting.setdefault((case.problem, case.arch), []).append(case)
-    return {pool.submit(compile_library, *key): group for key, group in waiting.items()}
+    for key in list(waiting):
+        path = library_path(*key)
+        if path is not None and path.exists():
+            yield waiting.pop(key), None
+    # A fork would share TVM's and CUDA's state
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        futures = {pool.submit(compile_library, *key): group for key, group in waiting.items()}
+        for future in as_completed(futures):
+            result = future.result()
+            yield futures.pop(future), result if isinstance(result, str) else None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main() -> None:
@@ -302,6 +318,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200, help="random problems")
     parser.add_argument("--archs", type=parse_words, help="to compile for, else this card's and sm_89")
     parser.add_argument("--jobs", type=int, default=16, help="processes that compile")
+    parser.add_argument("--seconds", type=float, default=3600, help="after which the rest is left out")
     parser.add_argument("--only-compile", action="store_true", help="which needs no GPU")
     parser.add_argument("-o", "--output", type=Path, default=record.RESULTS / "gemm_accuracy_h200.json")
     arguments = parser.parse_args()
@@ -309,39 +326,35 @@ def main() -> None:
     listed = list(shape_cases(arguments.shapes, arguments.rows, arguments.dtypes, archs))
     drawn = list(random_cases(arguments.random, archs))
     start, results, weights = time.perf_counter(), [], dict[tuple[int, int, int, bool], Weight]()
-    # A fork would share TVM's and CUDA's state
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = _build(pool, listed + drawn)
-        for future in as_completed(waiting):
-            cases = waiting.pop(future)
-            problem, arch = cases[0].problem, cases[0].arch
-            built = future.result()
-            if arguments.only_compile:
-                print(f"{problem} {arch}: {built}", flush=True)
-                continue
-            if isinstance(built, str):  # a finding, not the end
-                results += [as_row(case, {"failure": built[:300]}) for case in cases]
+    for cases, failure in compiled(listed + drawn, arguments.jobs):
+        if time.perf_counter() - start > arguments.seconds:
+            break
+        problem, arch = cases[0].problem, cases[0].arch
+        if arguments.only_compile:
+            print(f"{problem} {arch}: {failure or 'compiled'}", flush=True)
+            continue
+        if failure is not None:  # a finding, not the end
+            results += [as_row(case, {"failure": failure[:300]}) for case in cases]
+            print(results[-1], flush=True)
+            continue
+        kernel, _ = load_cuda_kernel(problem, arch)
+        key = (problem.N, problem.K, cases[0].seed, problem.x_dtype == "float16")
+        if key not in weights:
+            weights.clear()  # one at a time: in float64 the largest takes 1.8 GB
+            weights[key] = Weight(*key)
+        for case in cases:
+            results.append(as_row(case, check(case, kernel, weights[key])))
+            if results[-1]["failure"]:
                 print(results[-1], flush=True)
-                continue
-            kernel, _ = load_cuda_kernel(problem, arch)
-            key = (problem.N, problem.K, cases[0].seed, problem.x_dtype == "float16")
-            if key not in weights:
-                weights.clear()  # one at a time: in float64 the largest takes 1.8 GB
-                weights[key] = Weight(*key)
-            for case in cases:
-                results.append(as_row(case, check(case, kernel, weights[key])))
-                if results[-1]["failure"]:
-                    print(results[-1], flush=True)
     if arguments.only_compile:
         return
-    facts = summary(results)
-    record.write(
-        arguments.output, results, summary=facts, bars=BARS, seconds=round(time.perf_counter() - start)
-    )
+    facts, left_out = summary(results), len(listed) + len(drawn) - len(results)
+    seconds = round(time.perf_counter() - start)
+    record.write(arguments.output, results, summary=facts, bars=BARS, seconds=seconds, left_out=left_out)
     for fact in facts:
         print(fact)
     failures = sum(bool(row["failure"]) for row in results)
-    print(f"{len(results)} cases, {failures} failures, written: {arguments.output}")
+    print(f"{len(results)} cases, {failures} failures, {left_out} left out, written: {arguments.output}")
     sys.exit(bool(failures))
 
 

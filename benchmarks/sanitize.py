@@ -146,7 +146,7 @@ def main() -> int:
             for tool in arguments.tools:
                 rows.append(watch(tool, arguments.shape, dtype, arch, arguments.timeout))
                 print(rows[-1], flush=True)
-    record.write(arguments.output, rows)
+                record.write(arguments.output, rows)
     return int(any(row["exit_code"] for row in rows))
 
 

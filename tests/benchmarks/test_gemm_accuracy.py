@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+
 import benchmark_modules  # noqa: F401
 import pytest
 import torch
@@ -115,3 +118,36 @@ def test_summary_counts_what_failed():
     assert facts["worst_err"] == 1.0 and facts["worst_over_rounding"] == pytest.approx(1000)
     (facts,) = summary([*rows, row | {"failure": "did not build"}])
     assert facts["failures"] == 2 and facts["worst_err"] != facts["worst_err"]  # NaN: not hidden
+
+
+def test_what_is_on_disk_comes_first(tmp_path, monkeypatch):
+    cases = list(shape_cases([(8, 256), (24, 256)], [1], ["float16"], ["sm_89", "sm_80"]))
+    there, missing = cases[3], cases[:3]
+    (tmp_path / "there.so").touch()
+    monkeypatch.setattr(
+        gemm_accuracy,
+        "library_path",
+        lambda problem, arch: (
+            tmp_path / ("there.so" if (problem, arch) == (there.problem, there.arch) else "no.so")
+        ),
+    )
+    monkeypatch.setattr(gemm_accuracy, "ProcessPoolExecutor", ThreadPool)
+    monkeypatch.setattr(
+        gemm_accuracy, "compile_library", lambda problem, arch: "broken" if arch == "sm_80" else 0.1
+    )
+    found = list(gemm_accuracy.compiled(cases, 2))
+    assert found[0] == ([there], None)
+    assert {(group[0].arch, failure) for group, failure in found[1:]} == {
+        ("sm_89", None),
+        ("sm_80", "broken"),
+    }
+    assert [case for group, _ in found[1:] for case in group] in [
+        list(order) for order in permutations(missing)
+    ]
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """In place of processes, which would not see what a test replaces."""
+
+    def __init__(self, jobs, context):
+        super().__init__(jobs)
