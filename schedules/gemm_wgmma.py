@@ -13,7 +13,8 @@ from nvfp4_tvm.arch import ARCHS, Arch, get_arch
 from nvfp4_tvm.schedules.activation_kernel import tile_activations_kernel
 from nvfp4_tvm.schedules.activation_layout import tiles_shape
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
-from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig, choices
+from nvfp4_tvm.schedules.gemm_wgmma_choice import choices
+from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
 from nvfp4_tvm.schedules.gemm_wgmma_kernel import arguments, matmul_kernel
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
 
@@ -71,16 +72,18 @@ def wgmma_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> CudaK
 
     A GPU with fewer is right too, but slower: its blocks then run in two rounds.
     """
-    flags = None if config.split else (config.grid(sms), config.warps)
-    names = arguments(problem, config)
-    launches = [Launch(matmul_kernel(problem, config, sms), names, "tirx", arch_specific=True)]
-    workspaces = []
-    if not config.fused:
-        tile_x = tile_activations_kernel(problem.K, problem.x_dtype, config.tokens, flags)
-        written = ("x", "x_tiles", "flags") if flags else ("x", "x_tiles")
-        launches.insert(0, Launch(tile_x, written, "tirx"))
-        workspaces.append(Workspace("x_tiles", "uint32", lambda M: tiles_shape(M, problem.K, config.tokens)))
-    if flags:
-        workspaces.append(Workspace("partials", "float32", lambda M: config.partials_shape(sms)))
-        workspaces.append(Workspace("flags", "uint32", lambda M: flags))
-    return CudaKernel(f"{GemmWgmma.name}_{config.name}", tuple(launches), tuple(workspaces))
+    flags = (config.grid(sms), config.warps)
+    tile_x = tile_activations_kernel(problem.K, problem.x_dtype, config.tokens, flags)
+    matmul = matmul_kernel(problem, config, sms)
+    return CudaKernel(
+        f"{GemmWgmma.name}_{config.name}",
+        (
+            Launch(tile_x, ("x", "x_tiles", "flags"), "tirx"),
+            Launch(matmul, arguments(problem), "tirx", arch_specific=True),
+        ),
+        (
+            Workspace("x_tiles", "uint32", lambda M: tiles_shape(M, problem.K, config.tokens)),
+            Workspace("partials", "float32", lambda M: config.partials_shape(sms)),
+            Workspace("flags", "uint32", lambda M: flags),
+        ),
+    )

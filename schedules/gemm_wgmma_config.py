@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import WARP_SIZE, Arch, get_arch
+from nvfp4_tvm.arch import WARP_SIZE, get_arch
 from nvfp4_tvm.errors import ShapeError
-from nvfp4_tvm.schedules.base import MRange
 
 #: Rows of wgmma's A operand (PTX ISA, "Asynchronous Warpgroup Level Matrix Shape").
 WGMMA_ROWS = 64
@@ -42,15 +41,12 @@ class WgmmaConfig:
     w_stages : int
         128-blocks of weights in shared memory.
     blocks_per_sm : int
-        Resident blocks of an SM; the grid is that many times the number of SMs.
+        The grid is that many times the number of SMs.
+    residents : int
+        Blocks that fit an SM at the same time, by registers and shared memory; 0 for ``blocks_per_sm``. With room
+        for more, the next launches start early and read their weights while this one ends.
     overhead : int
         What handing a tile's sums from block to block costs, in 128-blocks (:mod:`.stream_k`).
-    split : int
-        0 for stream-K. Otherwise each tile has a cluster of that many blocks, which share its k and add their sums
-        through distributed shared memory.
-    fused : int
-        0 if a launch of its own brings x into wgmma's order. Otherwise the feeding warpgroup does it, with that
-        many 128-blocks in flight; needs ``split``.
     """
 
     tokens: int
@@ -58,9 +54,8 @@ class WgmmaConfig:
     x_stages: int
     w_stages: int
     blocks_per_sm: int
+    residents: int = 0
     overhead: int = 6
-    split: int = 0
-    fused: int = 0
 
     def __post_init__(self) -> None:
         limits = get_arch("sm_90")
@@ -68,17 +63,13 @@ class WgmmaConfig:
             self._refuse(f"tokens must be a multiple of {TOKENS_MULTIPLE} up to {MAX_TOKENS}")
         if min(self.warpgroups, self.x_stages - 1, self.w_stages - 1, self.blocks_per_sm) < 1:
             self._refuse("expected at least 1 warpgroup and block and 2 stages")
-        if self.split and not (
-            self.split in (1, 2, 4, 8) and (self.split - 1) * self.warpgroups <= self.x_stages
-        ):
-            self._refuse("a cluster has 1, 2, 4 or 8 blocks whose sums fit the stages of activations")
-        if self.fused and (not self.split or self.tokens % (WARPGROUP_THREADS // 4)):
-            self._refuse(
-                f"a fused permutation needs clusters and tokens in multiples of {WARPGROUP_THREADS // 4}"
-            )
-        if self.blocks_per_sm * self.threads > limits.max_threads_per_sm:
+        if self.residents == 0:
+            object.__setattr__(self, "residents", self.blocks_per_sm)
+        if self.residents < self.blocks_per_sm:
+            self._refuse(f"the grid has {self.blocks_per_sm} blocks an SM, {self.residents} are to fit")
+        if self.residents * self.threads > limits.max_threads_per_sm:
             self._refuse(f"an SM holds {limits.max_threads_per_sm} threads, these are {self.threads} a block")
-        if limits.blocks_per_sm(self.threads, self.registers, self.shared_bytes) < self.blocks_per_sm:
+        if limits.blocks_per_sm(self.threads, self.registers, self.shared_bytes) < self.residents:
             self._refuse(f"that many blocks with {self.shared_bytes} B of shared memory do not fit an SM")
         if self.tokens // 2 + _OTHER_REGISTERS > self.consumer_registers:
             self._refuse(f"{self.tokens // 2} accumulators do not fit {self.consumer_registers} registers")
@@ -89,8 +80,8 @@ class WgmmaConfig:
     @property
     def name(self) -> str:
         """Short and unique, for kernel names."""
-        tile = f"t{self.tokens}_g{self.warpgroups}_x{self.x_stages}_w{self.w_stages}_b{self.blocks_per_sm}"
-        return tile + (f"_s{self.split}_f{self.fused}" if self.split else f"_o{self.overhead}")
+        tile = f"t{self.tokens}_g{self.warpgroups}_x{self.x_stages}_w{self.w_stages}"
+        return f"{tile}_b{self.blocks_per_sm}_r{self.residents}_o{self.overhead}"
 
     @property
     def warps(self) -> int:
@@ -105,13 +96,13 @@ class WgmmaConfig:
     @property
     def registers(self) -> int:
         """Registers of each thread at launch: all of them, in equal shares."""
-        share = get_arch("sm_90").registers_per_sm // (self.blocks_per_sm * self.threads)
+        share = get_arch("sm_90").registers_per_sm // (self.residents * self.threads)
         return min(share, get_arch("sm_90").registers_per_thread) // _REGISTER_UNIT * _REGISTER_UNIT
 
     @property
     def consumer_registers(self) -> int:
         """Registers of a multiplying thread after it took over what the feeding warpgroup gave up."""
-        left = self.registers * (self.warpgroups + 1) - _PRODUCER_REGISTERS - self.fused * self.tokens // 2
+        left = self.registers * (self.warpgroups + 1) - _PRODUCER_REGISTERS
         return min(left // self.warpgroups // _REGISTER_UNIT * _REGISTER_UNIT, _MAX_CONSUMER_REGISTERS)
 
     @property
@@ -134,14 +125,3 @@ class WgmmaConfig:
     def partials_shape(self, sms: int) -> tuple[int, int, int, int]:
         """Accumulators that blocks hand over, fp32: [block, 8-token chunk, multiplying thread, 4]."""
         return (self.grid(sms), self.tokens // 8, self.warpgroups * WARPGROUP_THREADS, 4)
-
-
-def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, WgmmaConfig]]:
-    """Return the ranges of M that have one configuration each, in order, from the lowest M on."""
-    small = [
-        (MRange(17, 32), WgmmaConfig(32, 1, 4, 4, 3)),
-        (MRange(33, 64), WgmmaConfig(64, 1, 3, 3, 3)),
-        (MRange(65, 128), WgmmaConfig(128, 1, 3, 2, 2)),
-        (MRange(129, None), WgmmaConfig(256, 2, 3, 3, 1)),
-    ]
-    return small

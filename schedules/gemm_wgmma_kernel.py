@@ -28,10 +28,10 @@ from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
-from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL, PIECE_WORDS, PIECES
+from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
-from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, WARPGROUP_THREADS, X_BLOCK_BYTES, WgmmaConfig
+from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, X_BLOCK_BYTES, WgmmaConfig
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 _BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -50,11 +50,10 @@ def _select(condition: Any, a: Any, b: Any) -> Any:
     return T.if_then_else(condition, a, b)
 
 
-def arguments(problem: MatmulProblem, config: WgmmaConfig) -> tuple[str, ...]:
+def arguments(problem: MatmulProblem) -> tuple[str, ...]:
     """Names of the kernel's arguments, in order."""
-    names = ["x" if config.fused else "x_tiles", "words", "scales", "global_scale"]
-    names += [name for name in ("bias", "residual") if getattr(problem, name)]
-    return (*names, *(() if config.split else ("partials", "flags")), "out")
+    optional = (name for name in ("bias", "residual") if getattr(problem, name))
+    return ("x_tiles", "words", "scales", "global_scale", *optional, "partials", "flags", "out")
 
 
 def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> PrimFunc:
@@ -74,10 +73,7 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
     tokens, warps, x_stages, w_stages = config.tokens, config.warps, config.x_stages, config.w_stages
     row_tiles = -(-n_tiles // warps)
     grid = config.grid(sms)
-    overhead, split, clustered = config.overhead, config.split, config.split > 0
-    ahead, fused = max(config.fused, 1), config.fused > 0
-    lines = tokens * PIECES // WARPGROUP_THREADS  # tokens whose 128-block a feeding thread moves a quarter of
-    whole_k = K % layout.TILE_K == 0
+    overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
     mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
     # One source holds both functions; TVM emits a source a function
@@ -93,46 +89,32 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
 
     # fmt: off
     @T.prim_func
-    def matmul(x_ptr: T.handle, tiles_ptr: T.handle, words: T.Buffer(layout.words_shape(N, K), "uint32"), scales: T.Buffer(layout.scales_shape(N, K), "uint32"),
+    def matmul(tiles_ptr: T.handle, words: T.Buffer(layout.words_shape(N, K), "uint32"), scales: T.Buffer(layout.scales_shape(N, K), "uint32"),
                global_scale: T.Buffer(layout.global_scale_shape(N), "float32"), bias: T.Buffer((N,), dtype), residual_ptr: T.handle,
                partials: T.Buffer(config.partials_shape(sms), "float32"), flags: T.Buffer((grid, warps), "uint32"), out_ptr: T.handle):
         M = T.int64()
         out = T.match_buffer(out_ptr, (M, out_N), out_dtype, align=16)
         residual = T.match_buffer(residual_ptr, (M, out_N), out_dtype)
-        x = T.match_buffer(x_ptr, (M, K), dtype, align=16)
         x_tiles = T.match_buffer(tiles_ptr, ((M + (tokens - 1)) // tokens, blocks, BOXES, tokens, BOX_WORDS), "uint32", align=128)
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": config.blocks_per_sm})
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": config.residents})
         # Variables, not lets: TVM substitutes lets and then simplifies nested quotients for a minute
-        block = T.cta_id([T.cast((M + (tokens - 1)) // tokens, "int32") * (row_tiles * split) if clustered else grid])
-        rank = T.cta_id_in_cluster([split]) if clustered else T.int32(0)
+        block = T.cta_id([grid])
         tx = T.thread_id([config.threads])
         warp: T.let = tx // 32
         lane: T.let = tx % 32
         g: T.let = lane // 4
         q: T.let = lane % 4
         token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
-        tiles: T.int32
-        sharing: T.int32
-        cut: T.int32
-        units: T.int32
-        begin: T.int32
-        end: T.int32
-        last_cut: T.int32
-        runs: T.int32
-        segments: T.int32
-        if not clustered:
-            tiles = token_tiles * row_tiles
-            sharing = stream_k.sharing_blocks(tiles, grid, _select)
-            cut = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, _select)
-            units = cut * blocks
-            begin = stream_k.first_unit(block, units, sharing, _select)
-            end = stream_k.first_unit(block + 1, units, sharing, _select)
-            last_cut = T.max(end - 1, 0) // blocks
-            runs = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
-            segments = runs + stream_k.whole_tiles(tiles, cut, block, grid)
-        else:
-            segments = 1
+        tiles: T.int32 = token_tiles * row_tiles
+        sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, _select)
+        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, _select)
+        units: T.int32 = cut * blocks
+        begin: T.int32 = stream_k.first_unit(block, units, sharing, _select)
+        end: T.int32 = stream_k.first_unit(block + 1, units, sharing, _select)
+        last_cut: T.int32 = T.max(end - 1, 0) // blocks
+        runs: T.int32 = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
+        segments: T.int32 = runs + stream_k.whole_tiles(tiles, cut, block, grid)
 
         pool = T.SMEMPool()
         x_ring = pool.alloc((x_stages, BOXES, tokens, 2 * BOX_WORDS), dtype, align=1024)
@@ -150,7 +132,7 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
         T.ptx.griddepcontrol.launch_dependents()
         if tx == 0:
             for i in T.unroll(x_stages):
-                T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(WARPGROUP_THREADS if fused else 1))
+                T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(warps))
         T.ptx.fence.proxy.async_.shared__cta()
         T.cuda.cta_sync()
@@ -160,14 +142,9 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
         @T.inline
         def enter(segment):
             """The segment's tile and 128-blocks: cut tiles from the back, then whole ones."""
-            if not clustered:
-                tile = T.if_then_else(segment < runs, last_cut - segment, cut + (segment - runs) * grid + block)
-                k_begin = T.if_then_else(segment < runs, T.max(begin - tile * blocks, 0), 0)
-                k_end = T.if_then_else(segment < runs, T.min(end - tile * blocks, blocks), blocks)
-            else:
-                tile = block // split
-                k_begin = rank * blocks // split
-                k_end = (rank + 1) * blocks // split
+            tile = T.if_then_else(segment < runs, last_cut - segment, cut + (segment - runs) * grid + block)
+            k_begin = T.if_then_else(segment < runs, T.max(begin - tile * blocks, 0), 0)
+            k_end = T.if_then_else(segment < runs, T.min(end - tile * blocks, blocks), blocks)
 
         @T.inline
         def advance():
@@ -178,63 +155,21 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
 
         if warp >= warps:
             T.ptx["setmaxnreg.dec.sync.aligned.u32"](config.producer_registers)
-            if not fused:
-                if tx == warps * 32:
-                    produced: T.int32
-                    produced = 0
-                    T.ptx.griddepcontrol.wait()
-                    for segment in T.serial(segments):
-                        enter(segment)
-                        token_tile: T.int32 = tile % token_tiles
-                        for kk in T.serial(k_end - k_begin):
-                            if produced >= x_stages:
-                                T.cuda.mbarrier_wait(empty.ptr_to([slot]), phase ^ 1)
-                            T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([slot]), T.uint32(x_bytes))
-                            T.ptx[_BULK_COPY](x_ring.ptr_to([slot, 0, 0, 0]), x_tiles.ptr_to([T.cast(token_tile, "int64"), k_begin + kk, 0, 0, 0]),
-                                              T.uint32(x_bytes), full.ptr_to([slot]))
-                            produced = produced + 1
-                            advance()
-            else:
-                piece = T.alloc_local((ahead, lines, PIECES, PIECE_WORDS), "uint32")
-                feeder: T.let = tx - warps * 32
-                enter(0)
-                m: T.int32 = T.cast(M, "int32")
-                first_token: T.int32 = tile % token_tiles * tokens
-
-                @T.inline
-                def load_x(into, k):
-                    for line in T.unroll(lines):
-                        token: T.int32 = first_token + line * (WARPGROUP_THREADS // PIECES) + feeder // PIECES
-                        for part in T.unroll(PIECES):
-                            for e in T.unroll(PIECE_WORDS):
-                                piece[into, line, part, e] = T.uint32(0)
-                        if token < m:
-                            for part in T.unroll(PIECES):
-                                if whole_k or k * layout.TILE_K + part * 32 + feeder % PIECES * 8 < K:
-                                    T.ptx["ld.global.nc.v4.u32"](piece[into, line, part, 0], piece[into, line, part, 1], piece[into, line, part, 2], piece[into, line, part, 3],
-                                                                 x.ptr_to([T.cast(token, "int64"), k * layout.TILE_K + part * 32 + feeder % PIECES * 8]))
-
+            if tx == warps * 32:
+                produced: T.int32
+                produced = 0
                 T.ptx.griddepcontrol.wait()
-                for p in T.unroll(ahead):
-                    if k_begin + p < k_end:
-                        load_x(p, k_begin + p)
-                for kk in T.serial((k_end - k_begin + (ahead - 1)) // ahead):
-                    for p in T.unroll(ahead):
-                        if k_begin + kk * ahead + p < k_end:
-                            if kk * ahead + p >= x_stages:
-                                T.cuda.mbarrier_wait(empty.ptr_to([slot]), phase ^ 1)
-                            for line in T.unroll(lines):
-                                for j in T.unroll(2):
-                                    for half in T.unroll(2):
-                                        T.ptx["st.shared.v4.u32"](
-                                            x_ring.ptr_to([slot, feeder % PIECES // 2, line * (WARPGROUP_THREADS // PIECES) + feeder // PIECES,
-                                                           (feeder % 2 * 4 + 2 * j + half ^ feeder // PIECES % 8) * 8]),
-                                            piece[p, line, 0, 2 * j + half], piece[p, line, 1, 2 * j + half], piece[p, line, 2, 2 * j + half], piece[p, line, 3, 2 * j + half])
-                            T.ptx.fence.proxy.async_.shared__cta()
-                            T.ptx.mbarrier.arrive.shared.b64(full.ptr_to([slot]))
-                            if k_begin + (kk + 1) * ahead + p < k_end:
-                                load_x(p, k_begin + (kk + 1) * ahead + p)
-                            advance()
+                for segment in T.serial(segments):
+                    enter(segment)
+                    token_tile: T.int32 = tile % token_tiles
+                    for kk in T.serial(k_end - k_begin):
+                        if produced >= x_stages:
+                            T.cuda.mbarrier_wait(empty.ptr_to([slot]), phase ^ 1)
+                        T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([slot]), T.uint32(x_bytes))
+                        T.ptx[_BULK_COPY](x_ring.ptr_to([slot, 0, 0, 0]), x_tiles.ptr_to([T.cast(token_tile, "int64"), k_begin + kk, 0, 0, 0]),
+                                          T.uint32(x_bytes), full.ptr_to([slot]))
+                        produced = produced + 1
+                        advance()
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](config.consumer_registers)
             word = T.alloc_local((2, 4), "uint32")
@@ -251,8 +186,6 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
             w_slot: T.int32
             w_tile: T.int32
             descriptor: T.uint32
-            remote: T.uint32
-            sums_in = T.decl_buffer((max(split - 1, 1), chunks, warps * 32, 4), "float32", data=x_ring.data, scope="shared.dyn")
             x_address: T.uint32 = T.cuda.cvta_generic_to_shared(x_ring.ptr_to([0, 0, 0, 0])) // T.uint32(16)
 
             @T.inline
@@ -328,31 +261,16 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                 if segment + 1 < segments:
                     start(segment + 1)  # its weights arrive during the epilogue
 
-                if split > 1:
+                if k_stop < blocks:
+                    # A later block finishes the tile
+                    for j in T.unroll(chunks):
+                        T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
+                    T.ptx.fence.acq_rel.gpu()
                     T.cuda.warp_sync()
-                    T.cuda.cluster_sync()  # no one reads the ring of activations any more
-                    if rank > 0:
-                        T.ptx.mapa.shared__cluster.u32(remote, T.cuda.cvta_generic_to_shared(x_ring.ptr_to([0, 0, 0, 0])), T.uint32(0))
-                        for j in T.unroll(chunks):
-                            T.ptx["st.shared::cluster.v4.f32"](remote + T.cast((((rank - 1) * chunks + j) * (warps * 32) + tx) * 16, "uint32"),
-                                                               acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
-                    T.cuda.cluster_sync()
-                    if rank == 0:
-                        for r in T.unroll(split - 1):
-                            for j in T.unroll(chunks):
-                                T.ptx["ld.shared.v4.f32"](other[0, 0], other[0, 1], other[0, 2], other[0, 3], sums_in.ptr_to([r, j, tx, 0]))
-                                for e in T.unroll(4):
-                                    acc[j * 4 + e] = acc[j * 4 + e] + other[0, e]
-                if k_stop < blocks if not clustered else rank > 0:
-                    if not clustered:  # a later block finishes the tile
-                        for j in T.unroll(chunks):
-                            T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
-                        T.ptx.fence.acq_rel.gpu()
-                        T.cuda.warp_sync()
-                        if lane == 0:
-                            T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
+                    if lane == 0:
+                        T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
                 else:
-                    if False if clustered else k_first > 0:
+                    if k_first > 0:
                         first: T.int32 = stream_k.first_block(this, blocks, units, sharing)
                         for o in T.serial((block - first + 31) // 32):
                             polled: T.int32 = first + o * 32 + lane
@@ -420,6 +338,6 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                                         T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
                             T.cuda.warp_sync()
     # fmt: on
-    taken = {*arguments(problem, config)}
+    taken = {*arguments(problem)}
     params = [param for param in matmul.params if param.name in taken]
     return PrimFunc(params, matmul.body, matmul.ret_type, matmul.attrs).with_attr(*PDL)

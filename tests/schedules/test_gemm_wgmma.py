@@ -11,23 +11,23 @@ from nvfp4_tvm.codegen import cuda_machine_code
 from nvfp4_tvm.codegen.sass import count_instructions, sass
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma, wgmma_kernel
-from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig, choices
+from nvfp4_tvm.schedules.gemm_wgmma_choice import choices
+from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
 from nvfp4_tvm.target import cuda_target, resolve_target
 
 HOPPER = get_arch("sm_90")
-#: The kernel's ways to share work, each with the largest tile it is used with.
-STREAM_K = WgmmaConfig(256, 2, 3, 3, 1)
-CLUSTERS = WgmmaConfig(128, 1, 3, 2, 2, split=2)
-FUSED = WgmmaConfig(64, 1, 3, 4, 2, split=4, fused=2)
+LARGE = WgmmaConfig(256, 2, 3, 3, 1)
+MIDDLE = WgmmaConfig(128, 3, 4, 3, 1)
+SMALL = WgmmaConfig(32, 1, 4, 4, 2, residents=3)
 
 CASES = [
-    (MatmulProblem(21504, 5376, MRange(17)), STREAM_K),
-    (MatmulProblem(100, 2880, MRange(17), "float16", "float16", bias=True, residual=True), STREAM_K),
-    (MatmulProblem(4096, 4096, MRange(17), out_dtype="float32"), CLUSTERS),
-    (MatmulProblem(8, 48, MRange(17)), FUSED),
+    (MatmulProblem(21504, 5376, MRange(17)), LARGE),
+    (MatmulProblem(100, 2880, MRange(17), "float16", "float16", bias=True, residual=True), LARGE),
+    (MatmulProblem(4096, 4096, MRange(17), out_dtype="float32"), MIDDLE),
+    (MatmulProblem(8, 48, MRange(17)), SMALL),
     (
         MatmulProblem(4096, 4096, MRange(17), "float16", "float16", activation="silu_mul", residual=True),
-        FUSED,
+        SMALL,
     ),
 ]
 
@@ -44,28 +44,28 @@ def test_machine_code(problem, config):
     assert usage.spill_stores == usage.spill_loads == usage.stack == usage.static_shared == 0
     assert usage.registers <= config.registers
     fits = HOPPER.blocks_per_sm(config.threads, usage.registers, config.shared_bytes)
-    assert fits >= config.blocks_per_sm
+    assert fits >= config.residents
     listing = sass(log.modules[0].fatbin, "sm_90a")
     counts = count_instructions(listing)
     dtype = "BF16" if problem.x_dtype == "bfloat16" else "F16"
     assert [name for name in counts if name.startswith("HGMMA.64")]
     assert f"HGMMA.64x{config.tokens}x16.F32" + (".BF16" if dtype == "BF16" else "") in listing
     assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in counts)
-    assert any(name.startswith("UBLKCP") for name in counts) == (not config.fused)
+    assert any(name.startswith("UBLKCP") for name in counts)
     # ptxas keeps wgmma asynchronous: one drain, after the loop, and a wait for the last but one in each group
     assert listing.count("WARPGROUP.DEPBAR.LE gsb0, 0x0") == 1
     assert listing.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == 4
 
 
 def test_weights_are_read_before_and_activations_after_the_launch_before_has_ended():
-    for config in (STREAM_K, FUSED):
-        kernel = wgmma_kernel(MatmulProblem(4096, 4096), config, 132)
-        launch = kernel.launches[-1]
+    kernel = wgmma_kernel(MatmulProblem(4096, 4096), SMALL, 132)
+    for launch in kernel.launches:
         assert list(launch.function.attrs["tirx.kernel_launch_params"])
-        text = launch.function.script()
-        wait = text.index('griddepcontrol("wait"')
-        read = "x[T.Cast" if config.fused else "T.address_of(x_tiles["
-        assert wait < text.index(read)
+    text = kernel.launches[-1].function.script()
+    assert text.index('griddepcontrol("wait"') < text.index("T.address_of(x_tiles[")
+    text = kernel.launches[0].function.script()
+    wait = text.index('griddepcontrol("wait"')
+    assert wait < text.index("T.address_of(x[") and wait < text.index("T.address_of(tiles[")
 
 
 @pytest.mark.parametrize(
@@ -95,23 +95,16 @@ def test_one_kernel_for_each_range(N, K):
 
 
 def test_a_given_configuration_serves_every_m():
-    rule, target = GemmWgmma(CLUSTERS), resolve_target("cuda:sm_90").target
+    rule, target = GemmWgmma(SMALL), resolve_target("cuda:sm_90").target
     assert rule.ranges(64, 64, HOPPER) == [MRange()]
-    assert CLUSTERS.name in rule.apply(MatmulProblem(64, 64), target).name
+    assert SMALL.name in rule.apply(MatmulProblem(64, 64), target).name
 
 
 def on_gpu(array):
     return tvm.runtime.tensor(array, tvm.cuda(0))
 
 
-GPU_CONFIGS = [
-    STREAM_K,
-    WgmmaConfig(48, 1, 4, 3, 2, overhead=0),
-    CLUSTERS,
-    WgmmaConfig(32, 2, 6, 3, 1, split=4),
-    FUSED,
-    WgmmaConfig(32, 1, 4, 4, 2, split=1, fused=1),
-]
+GPU_CONFIGS = [LARGE, MIDDLE, SMALL, WgmmaConfig(48, 2, 4, 3, 1, overhead=0)]
 
 
 @pytest.mark.gpu
@@ -145,7 +138,7 @@ def test_numbers_on_the_gpu(N, K, dtype, config):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("config", [STREAM_K, FUSED], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [LARGE, SMALL], ids=lambda config: config.name)
 @pytest.mark.parametrize(("activation", "out_dtype"), [("silu_mul", "bfloat16"), (None, "float32")])
 def test_epilogues_on_the_gpu(activation, out_dtype, config):
     N, K = 1056, 640
