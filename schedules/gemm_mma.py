@@ -1,7 +1,7 @@
 """The mma.sync GEMM family, M >= 17 on every architecture: multistage cp.async, W decoded in registers.
 
 The computation is in :mod:`.gemm_mma_compute`, its schedule in :mod:`.gemm_mma_schedule`, the choice of tiles in
-:mod:`.gemm_mma_config`; here they become a kernel.
+:mod:`.gemm_mma_choice`; here they become a kernel.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.arch import ARCHS, Arch, get_arch
 from nvfp4_tvm.schedules import epilogue
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
+from nvfp4_tvm.schedules.gemm_mma_choice import MIN_M, choose_config, ranges
 from nvfp4_tvm.schedules.gemm_mma_compute import partial_sums_shape
-from nvfp4_tvm.schedules.gemm_mma_config import MIN_M, MmaConfig, choose_config, ranges
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemm_mma_schedule import schedule_gemm_mma
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
 
@@ -28,12 +29,12 @@ ADD_THREADS = 128
 
 
 class GemmMma(KernelRule):
-    """16-bit activations, from :data:`.gemm_mma_config.MIN_M` rows up.
+    """16-bit activations, from :data:`.gemm_mma_choice.MIN_M` rows up.
 
     Parameters
     ----------
     config : MmaConfig, optional
-        Instead of the one :func:`.gemm_mma_config.choose_config` would take.
+        Instead of the one :func:`.gemm_mma_choice.choose_config` would take.
     """
 
     name = "gemm_mma"

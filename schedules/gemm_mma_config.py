@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE
 from nvfp4_tvm.errors import ShapeError
-from nvfp4_tvm.schedules.base import MRange
 
 #: A step is 8 consecutive k of each of the four lanes q, one word of W: two mma.m16n8k16.
 STEP_K = 32
@@ -142,32 +141,3 @@ class MmaConfig:
         """
         total = -(-layout.tiles(1, K)[1] * layout.TILE_K // self.block_k)
         return max(-(-total // self.splits), self.stages + 1)
-
-
-#: Fewer rows belong to the GEMV family.
-MIN_M = 17
-_BOUNDS = (32, 64, 128)
-
-
-def ranges(N: int, K: int, arch: Arch) -> tuple[MRange, ...]:
-    """Return the ranges of M with one configuration each, from :data:`MIN_M` up."""
-    result: list[MRange] = []
-    lows = (MIN_M, *(bound + 1 for bound in _BOUNDS))
-    for low, high in zip(lows, (*_BOUNDS, None), strict=True):
-        part = MRange(low, high)
-        if result and choose_config(N, K, part, arch) == choose_config(N, K, result[-1], arch):
-            part = MRange(result.pop().low, high)
-        result.append(part)
-    return tuple(result)
-
-
-def choose_config(N: int, K: int, M: MRange, arch: Arch) -> MmaConfig:
-    """Return the tiles for a weight [N, K], a range of M and an architecture."""
-    high = next((bound for bound in _BOUNDS if M.low <= bound), None)
-    if high == 32:
-        return MmaConfig(32, 64, 32, 32, k_warps=2, stages=4)
-    if high == 64:
-        return MmaConfig(64, 64, 64, 32, k_warps=2, stages=3)
-    if high == 128:
-        return MmaConfig(64, 128, 64, 32, stages=3)
-    return MmaConfig(128, 128, 128, 32)

@@ -10,7 +10,8 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma import GemmMma, add_splits
-from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config
+from nvfp4_tvm.schedules.gemm_mma_choice import choose_config
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemv import Gemv
 from nvfp4_tvm.schedules.lowering import MMA_PIPELINE
 from nvfp4_tvm.target import cuda_target, resolve_target

@@ -1,11 +1,7 @@
-import itertools
-
 import pytest
 
-from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.errors import ShapeError
-from nvfp4_tvm.schedules.base import MRange
-from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig, choose_config, ranges
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 
 
 def test_sizes_of_the_tile():
@@ -56,22 +52,3 @@ def test_names_tell_configurations_apart():
     names = {config.name for config in configs}
     assert len(names) == len(configs)
     assert all(name.replace("_", "").isalnum() for name in names)
-
-
-SHAPES = [(43008, 5376), (5376, 21504), (4096, 4096), (8192, 28672), (8, 16), (100, 2880), (24, 48)]
-
-
-@pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: arch.name)
-@pytest.mark.parametrize(("N", "K"), SHAPES)
-def test_choice(N, K, arch):
-    chosen = ranges(N, K, arch)
-    # Without gaps, from 17 up
-    assert chosen[0].low == 17 and chosen[-1].high is None
-    assert all(a.high + 1 == b.low for a, b in itertools.pairwise(chosen))
-    # Every kernel costs seconds of compilation
-    assert len(chosen) <= 8
-    for part in chosen:
-        config = choose_config(N, K, part, arch)
-        assert config.shared_bytes() <= arch.shared_per_block
-        # A problem for one M of the range gets the same kernel
-        assert choose_config(N, K, MRange(part.low, part.low), arch) == config

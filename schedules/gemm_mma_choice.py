@@ -1,0 +1,115 @@
+"""Which tiles the mma.sync GEMM takes for a weight and a range of M: one table, and a model of time over it.
+
+The time of a launch is close to ``START + blocks per SM * stages of a block * cost``, whether the blocks of an SM
+run one after the other or side by side. ``cost`` is measured: microseconds a block needs for 128 k on an H200
+(weights cold; within 5 % from M = 32 to 2048 over N x K of 21504 x 5376, 5376 x 21504 and 4096 x 4096). That other
+cards are faster or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from functools import cache
+
+from nvfp4_tvm import layout
+from nvfp4_tvm.arch import MIB, Arch
+from nvfp4_tvm.schedules.base import MRange
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
+
+#: Fewer rows belong to the GEMV family.
+MIN_M = 17
+#: Where configurations may change. Within a range each is judged by the last M, which fills its tiles best.
+BOUNDS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+#: M that stand for all beyond the last bound.
+LARGE_M = (2048, 3072, 4096)
+#: A range takes the kernel of the range before unless another is faster by this factor: kernels cost compilation.
+WORTH_A_KERNEL = 1.04
+
+#: Launch, prologue and epilogue of a block, microseconds.
+START = 5.0
+#: The launch that adds the splits: microseconds, and bytes it reads and writes a microsecond. Estimates.
+ADD_START, ADD_RATE = 4.0, 4.0e6
+MAX_SPLITS = 4
+#: Most memory the sums of the splits may take.
+MAX_SUMS = 128 * MIB
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration and its ``cost``."""
+
+    config: MmaConfig
+    cost: float
+
+
+CANDIDATES = (
+    Candidate(MmaConfig(128, 128, 128, 32, stages=2), 1.21),
+    Candidate(MmaConfig(64, 192, 64, 48, stages=3), 1.02),
+    Candidate(MmaConfig(96, 128, 96, 32, stages=2), 1.03),
+    Candidate(MmaConfig(128, 96, 64, 48, stages=2), 1.03),
+    Candidate(MmaConfig(96, 96, 96, 48, k_warps=2, stages=2), 0.75),
+    Candidate(MmaConfig(64, 96, 64, 48, k_warps=2, stages=3), 0.515),
+    Candidate(MmaConfig(48, 96, 48, 48, k_warps=2, stages=3), 0.45),
+    Candidate(MmaConfig(64, 64, 64, 32, k_warps=2, stages=3), 0.385),
+    # Not measured: between the ones before and after
+    Candidate(MmaConfig(48, 64, 48, 32, k_warps=2, stages=3), 0.32),
+    Candidate(MmaConfig(32, 96, 32, 48, k_warps=2, stages=4), 0.343),
+    Candidate(MmaConfig(32, 64, 32, 32, k_warps=2, stages=4), 0.243),
+    Candidate(MmaConfig(64, 32, 64, 32, k_warps=4, stages=4), 0.24),
+    Candidate(MmaConfig(32, 32, 32, 32, k_warps=4, stages=4), 0.168),
+)
+
+
+def ranges(N: int, K: int, arch: Arch) -> tuple[MRange, ...]:
+    """Return the ranges of M with one configuration each, from :data:`MIN_M` up."""
+    return tuple(part for part, _ in _plan(N, K, arch))
+
+
+def choose_config(N: int, K: int, M: MRange, arch: Arch) -> MmaConfig:
+    """Return the tiles for a weight [N, K] and a range of M; of several, those of its largest M."""
+    plan = _plan(N, K, arch)
+    return next((config for part, config in plan if M.high is not None and M.high in part), plan[-1][1])
+
+
+def predicted_time(candidate: Candidate, N: int, K: int, M: int, sms: int) -> float:
+    """Return the model's microseconds."""
+    config = candidate.config
+    blocks = -(-M // config.block_m) * -(-N // config.block_n) * config.splits
+    stages = config.stages_along_k(K) * config.block_k / layout.TILE_K
+    time = START + -(-blocks // sms) * stages * candidate.cost
+    if config.splits > 1:
+        time += ADD_START + (config.splits + 1) * 4 * M * N / ADD_RATE
+    return time
+
+
+@cache
+def _plan(N: int, K: int, arch: Arch) -> tuple[tuple[MRange, MmaConfig], ...]:
+    # Of an even number of cards the smaller: what fills it fits the larger, not the other way
+    sms = statistics.median_low(card.sms for card in arch.cards)
+    plan: list[tuple[MRange, MmaConfig]] = []
+    lows = (MIN_M, *(bound + 1 for bound in BOUNDS))
+    for low, high in zip(lows, (*BOUNDS, None), strict=True):
+        sizes = LARGE_M if high is None else (high,)
+        times = {
+            candidate.config: sum(predicted_time(candidate, N, K, M, sms) / M for M in sizes)
+            for candidate in _candidates(N, high, arch)
+        }
+        best = min(times, key=lambda config: times[config])
+        if plan and times.get(plan[-1][1], float("inf")) <= times[best] * WORTH_A_KERNEL:
+            part, best = plan.pop()
+            low = part.low
+        plan.append((MRange(low, high), best))
+    return tuple(plan)
+
+
+def _candidates(N: int, high: int | None, arch: Arch) -> list[Candidate]:
+    """All configurations that fit, with as many splits as their sums may take memory for."""
+    result = []
+    for candidate in CANDIDATES:
+        if candidate.config.shared_bytes() > arch.shared_per_block:
+            continue
+        for splits in range(1, MAX_SPLITS + 1):
+            if splits == 1 or (high is not None and splits * high * N * 4 <= MAX_SUMS):
+                result.append(replace(candidate, config=replace(candidate.config, splits=splits)))
+    return result
