@@ -66,10 +66,16 @@ def intended(arch, M, x_dtype):
     return "gemm_wgmma" if arch == "sm_90" else "gemm_mma"
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
 @pytest.mark.parametrize(
-    ("N", "K", "x_dtype"),
-    [(4096, 4096, "bfloat16"), (100, 2880, "float16"), (24, 48, "float32")],
+    ("arch", "N", "K", "x_dtype"),
+    [
+        ("sm_80", 4096, 4096, "bfloat16"),
+        ("sm_86", 24, 48, "float16"),
+        ("sm_89", 100, 2880, "bfloat16"),
+        ("sm_90", 4096, 4096, "bfloat16"),
+        ("sm_90", 24, 48, "float16"),
+        *((arch, 100, 2880, "float32") for arch in ("sm_80", "sm_86", "sm_89", "sm_90")),
+    ],
 )
 def test_every_m_gets_the_intended_family(arch, N, K, x_dtype):
     target = resolve_target(f"cuda:{arch}").target
