@@ -91,8 +91,11 @@ def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.
         if not isinstance(stmt, tirx.For) or not isinstance(stmt.body, tirx.SeqStmt):
             return stmt
         copies, *uses = stmt.body.seq
-        if not _is_attr(copies, COMMIT) or not _is_attr(uses[0], WAIT):
+        if not any(_is_attr(child, COMMIT) for child in stmt.body.seq):
             return stmt
+        if not _is_attr(copies, COMMIT) or not _is_attr(uses[0], WAIT):
+            # A copy before the barrier would overwrite what slower threads still read
+            raise tvm.error.InternalError(f"pipeline: expected copies, then their wait, found {stmt.body}")
         wait, use = uses[0], uses[0].body.body
         body = tirx.SeqStmt([_wait(wait, int(wait.body.value) - 1, _barrier()), copies, use, *uses[1:]])
         return tirx.For(

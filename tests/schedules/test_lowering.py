@@ -53,6 +53,11 @@ def test_around_the_loop_a_barrier_follows_each_wait():
     assert found == "commit copy 0 barrier commit next use 1 barrier last 0 barrier end"
 
 
+def test_a_loop_that_waits_elsewhere_is_an_error():
+    with pytest.raises(tvm.error.InternalError, match="expected copies, then their wait"):
+        events(loop(commit("copy"), evaluate("more"), wait(1, "use")))
+
+
 def test_barrier_before_a_loop():
     loop = tirx.AttrStmt(tirx.const(0, "int32"), BARRIER_BEFORE, 1, evaluate("loop"))
     assert events(evaluate("before"), loop) == "before barrier loop"
