@@ -55,7 +55,7 @@ def test_around_the_loop_a_barrier_follows_each_wait():
 
 def test_a_loop_that_waits_elsewhere_is_an_error():
     with pytest.raises(tvm.error.InternalError, match="expected copies, then their wait"):
-        events(loop(commit("copy"), evaluate("more"), wait(1, "use")))
+        events(evaluate("start"), loop(commit("copy"), evaluate("more"), wait(1, "use")))
 
 
 def test_barrier_before_a_loop():
