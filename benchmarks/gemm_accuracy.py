@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.peer import compile_library
+from benchmarks.peer import compile_library, translated
 from benchmarks.shapes import parse_rows, parse_shapes, parse_words
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
@@ -285,14 +285,14 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def compiled(cases: list[Case], jobs: int) -> Iterator[tuple[list[Case], str | None]]:
     """Compile each library once, in parallel; return the cases of each as it is ready, or why it is not.
 
-    Libraries that are on disk already come first, and start no process.
+    Libraries that are on disk already come first, and start no process unless the driver must translate them.
     """
     waiting: dict[tuple[MatmulProblem, str], list[Case]] = {}
     for case in cases:
         waiting.setdefault((case.problem, case.arch), []).append(case)
     for key in list(waiting):
         path = library_path(*key)
-        if path is not None and path.exists():
+        if path is not None and path.exists() and not translated(key[1]):
             yield waiting.pop(key), None
     # A fork would share TVM's and CUDA's state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))

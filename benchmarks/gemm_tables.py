@@ -180,42 +180,45 @@ def gemm_accuracy(reports: Sequence[Report]) -> str:
 
 
 def kernel_resources(reports: Sequence[Report]) -> str:
-    """Return one table a file that ``benchmarks/kernel_resources.py`` wrote: a line for each kernel."""
+    """Return one table a file that ``benchmarks/kernel_resources.py`` wrote: a line for each family."""
     parts = []
     for report in reports:
         lines = []
         for row in report["rows"]:
-            shared = row["static_shared"] + row["dynamic_shared"]
+            shared = [kib / 1024 for kib in row["shared"]]
             lines.append(
                 [
-                    f"{row['arch']} {row['kernel']}",
-                    row["ranges"],
-                    str(row["registers"]),
-                    str(row["spills"]),
-                    f"{shared / 1024:.1f}",
-                    str(row["threads"]),
-                    str(row["blocks_per_sm"]),
-                    *(str(row["sass"].get(name, 0)) for name in SASS_COLUMNS),
-                    str(row["count"]),
+                    f"{row['arch']} {row['family']}",
+                    str(row["kernels"]),
+                    _span(row["registers"]),
+                    _span(row["spills"]),
+                    _span(shared, ".1f"),
+                    _span(row["threads"]),
+                    _span(row["blocks_per_sm"]),
+                    *(_span(row.get(name, [0, 0])) for name in SASS_COLUMNS),
                 ]
             )
         columns = [
             "",
-            "M",
+            "kernels",
             "registers",
             "spilled bytes",
             "shared KiB",
             "threads",
             "blocks/SM",
             *SASS_COLUMNS,
-            "weights",
         ]
         parts.append(
-            f"NVRTC {report['nvrtc']}, {report['date']}: the kernels of {report['shapes']} weights, bfloat16; of "
-            "kernels with one name the one with the most registers; the last column says for how many weights it "
-            "is chosen. Instructions are counted in the machine code.\n\n" + markdown_table(columns, lines)
+            f"NVRTC {report['nvrtc']}, {report['date']}: all kernels that the dispatch chooses for "
+            f"{report['shapes']} weights, bfloat16, least to greatest. Instructions are counted in "
+            "the machine code; the file has every kernel.\n\n" + markdown_table(columns, lines)
         )
     return "\n".join(parts)
+
+
+def _span(values: Sequence[float], form: str = "") -> str:
+    low, high = (format(value, form) for value in values)
+    return low if low == high else f"{low} to {high}"
 
 
 def sanitizer(reports: Sequence[Report]) -> str:

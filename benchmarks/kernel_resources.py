@@ -190,16 +190,31 @@ def _missing(family: str, counts: dict[str, int]) -> list[str]:
 
 
 def summarize(rows: list[Row]) -> list[Row]:
-    """Return a row for each architecture and kernel: the one with the most registers, and for how many weights."""
+    """Return a row for each architecture and family: the least and the greatest figure of its kernels.
+
+    Launches without products (that rearrange activations, or add parts up) are a family's ``other launches``.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["arch"], row["kernel"]), []).append(row)
+        products = row["family"] == "gemm_plain" or _multiplies(row)
+        name = row["family"] if products else f"{row['family']}, other launches"
+        groups.setdefault((row["arch"], name), []).append(row)
     summary = []
-    for group in groups.values():
-        worst = max(group, key=lambda row: (row["spills"], row["registers"]))
-        ranges = dict.fromkeys(row["M"] for row in group)
+    for (arch, family), group in groups.items():
+        shared = [row["static_shared"] + row["dynamic_shared"] for row in group]
+        spans = {
+            name: [row[name] for row in group] for name in ("registers", "spills", "threads", "blocks_per_sm")
+        }
+        spans["shared"] = shared
+        for name in sorted({name for row in group for name in row["sass"]}):
+            spans[name] = [row["sass"].get(name, 0) for row in group]
         summary.append(
-            {**worst, "ranges": "; ".join(ranges), "count": len({(r["N"], r["K"]) for r in group})}
+            {
+                "arch": arch,
+                "family": family,
+                "kernels": len({row["kernel"] for row in group}),
+                **{name: [min(values), max(values)] for name, values in spans.items()},
+            }
         )
     return summary
 
@@ -212,7 +227,7 @@ def nvrtc_version() -> str:
 
 
 def main() -> int | str:
-    """Print a line for each kernel and write the figures as JSON; return the exit code, or an error to print."""
+    """Print a line for each family and write the figures as JSON; return the exit code, or an error to print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -230,13 +245,8 @@ def main() -> int | str:
             rows += future.result()
     summary = summarize(rows)
     for row in summary:
-        shared = row["static_shared"] + row["dynamic_shared"]
-        counts = " ".join(f"{name}:{count}" for name, count in sorted(row["sass"].items()))
-        print(
-            f"{row['arch']} {row['kernel']}, M {row['ranges']}: {row['registers']} registers, "
-            f"{row['spills']} spilled, {shared} B shared, {row['threads']} threads, "
-            f"{row['blocks_per_sm']} blocks/SM, {counts}, {row['count']} weights"
-        )
+        spans = ", ".join(f"{name} {low}..{high}" for name, (low, high) in list(row.items())[3:])
+        print(f"{row['arch']} {row['family']}, {row['kernels']} kernels: {spans}")
     wrong = [(row, problem) for row in rows for problem in problems(row)]
     for row, problem in wrong:
         print(f"{row['arch']} {row['N']}x{row['K']} {row['kernel']}: {problem}")

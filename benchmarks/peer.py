@@ -7,7 +7,8 @@ nibble, float8_e4m3fn ``[N, K/16]``, a float) and ``run(a, weight, out)`` (``[M,
 ``[M, N]`` written in place), on CUDA tensors.
 
 ``build`` compiles all kernels for every M into the folder of `nvfp4_tvm.codegen.cache` (``NVFP4_TVM_CACHE`` names
-another), from where a measuring process loads them.
+another), from where a measuring process loads them. Where there is a GPU it also has the driver translate what is
+not compiled for it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.shapes import parse_shapes, parse_words
+from nvfp4_tvm.layout import global_scale_shape, scales_shape, words_shape
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.torch import PackedWeight, linear, pack
-from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
+from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, device_arch, load_cuda_kernel, warm_up
 from nvfp4_tvm.torch_library import find_library
 
 #: Architecture that `NVFP4TVMSm89` compiles for: no wgmma, no TMA, 99 KiB of shared memory.
@@ -75,6 +77,27 @@ class NVFP4TVMSm89(NVFP4TVM):
         self._kernels[key](a, weight, bias, residual, out)
 
 
+def translated(arch: str) -> bool:
+    """Whether there is a GPU here whose driver must translate the PTX of kernels compiled for ``arch``."""
+    return torch.cuda.is_available() and device_arch(torch.device("cuda")).name != arch
+
+
+def translate(problem: MatmulProblem, arch: str) -> None:
+    """Load every kernel once, on a weight of zeros: the driver keeps its translations on disk.
+
+    One takes it a second, which several processes spend at the same time and a measuring one would not.
+    """
+    N, K = problem.N, problem.K
+    empty = [torch.zeros(s(N, K), dtype=torch.int32, device="cuda") for s in (words_shape, scales_shape)]
+    rows = torch.zeros(global_scale_shape(N), device="cuda")
+    weight = PackedWeight(N, K, *(tensor.view(torch.uint32) for tensor in empty), rows)
+    kernel, low = load_cuda_kernel(problem, arch)
+    x_dtype, out_dtype = (getattr(torch, name) for name in (problem.x_dtype, problem.out_dtype))
+    variant = Variant(x_dtype, out_dtype, problem.bias, problem.residual, problem.activation)
+    warm_up(kernel, low, variant, weight)
+    torch.cuda.synchronize()
+
+
 def compile_library(problem: MatmulProblem, arch: str) -> float | str:
     """Compile in a process of its own; return the seconds it took, or why it failed.
 
@@ -83,6 +106,8 @@ def compile_library(problem: MatmulProblem, arch: str) -> float | str:
     start = time.perf_counter()
     try:
         find_library(problem, arch)
+        if translated(arch):
+            translate(problem, arch)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return time.perf_counter() - start

@@ -41,7 +41,7 @@ class Library:
     slope, constant : int
         ``slope * M + constant`` bytes of workspace are enough for M rows.
     rows : tuple of int
-        One M of the range of each kernel.
+        One M of each kernel.
     """
 
     function: Callable[..., None]
@@ -103,7 +103,8 @@ def find_library(problem: MatmulProblem, arch: str) -> Library:
         return found
     logger.info("compiling %s for %s", problem, arch)
     built = build_matmul(problem, cuda_target(arch).target)
-    rows = tuple(m_range.low for m_range, _ in built.kernels)
+    # reversed: of a kernel that serves several ranges the first counts
+    rows = tuple({kernel.name: m_range.low for m_range, kernel in reversed(built.kernels)}.values())[::-1]
     facts = {"name": built.name, "slope": built.bytes.slope, "constant": built.bytes.constant, "rows": rows}
     if path is not None:
         _keep(path, built.module, facts)

@@ -89,19 +89,14 @@ def test_accuracy():
 
 
 def test_resources():
-    kernel = {
-        "arch": "sm_89",
-        "kernel": "gemv_x",
-        "ranges": "1..8",
-        "registers": 90,
-        "spills": 0,
-        "static_shared": 512,
-    }
-    kernel |= {"dynamic_shared": 1024, "threads": 256, "blocks_per_sm": 2, "sass": {"HMMA": 24}, "count": 3}
+    family = {"arch": "sm_89", "family": "gemv", "kernels": 3, "registers": [64, 90], "spills": [0, 0]}
+    family |= {"shared": [512, 1536], "threads": [32, 256], "blocks_per_sm": [2, 8], "HMMA": [8, 24]}
     lines = gemm_tables.kernel_resources(
-        [{"nvrtc": "12.9", "date": "2026-01-02", "shapes": 10, "rows": [kernel]}]
+        [{"nvrtc": "12.9", "date": "2026-01-02", "shapes": 10, "rows": [family]}]
     ).splitlines()
-    assert lines[-1] == "| sm_89 gemv_x | 1..8 | 90 | 0 | 1.5 | 256 | 2 | 24 | 0 | 0 | 0 | 0 | 0 | 3 |"
+    assert lines[-1] == (
+        "| sm_89 gemv | 3 | 64 to 90 | 0 | 0.5 to 1.5 | 32 to 256 | 2 to 8 | 8 to 24 | 0 | 0 | 0 | 0 | 0 |"
+    )
 
 
 def test_merge(tmp_path):

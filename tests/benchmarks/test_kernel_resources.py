@@ -81,13 +81,20 @@ def test_problems(change, problem):
     assert (problem in found) if problem else found == []
 
 
-def test_summary_takes_the_worst():
-    rows = [row(registers=100), row(registers=120, N=32, M="9.."), row(kernel="other"), row(arch="sm_80")]
-    summary = summarize(rows)
-    assert [(r["arch"], r["kernel"], r["registers"], r["count"]) for r in summary] == [
-        ("sm_89", "k", 120, 2), ("sm_89", "other", 128, 1), ("sm_80", "k", 128, 1)
-    ]  # fmt: skip
-    assert summary[0]["ranges"] == "1..8; 9.."
+def test_summary_spans_a_family():
+    rows = [
+        row(registers=100),
+        row(registers=120, N=32),
+        row(kernel="other", sass={"HMMA": 2}),
+        row(arch="sm_80"),
+    ]
+    rows.append(row(sass={}, threads=32))
+    ours, other_arch, helpers = summarize(rows)
+    assert (ours["arch"], ours["family"], ours["kernels"]) == ("sm_89", "gemm_mma", 2)
+    assert ours["registers"] == [100, 128] and ours["HMMA"] == [2, 8] and ours["LDGSTS"] == [0, 8]
+    assert ours["shared"] == [99 * 1024] * 2 and ours["spills"] == [0, 0]
+    assert other_arch["arch"] == "sm_80" and other_arch["kernels"] == 1
+    assert helpers["family"] == "gemm_mma, other launches" and helpers["threads"] == [32, 32]
 
 
 def test_the_compiler_is_named():

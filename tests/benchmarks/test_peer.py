@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import peer
+from nvfp4_tvm.schedules.base import MatmulProblem
 
 
 def operands(N, K, M, device):
@@ -48,6 +49,29 @@ def test_on_a_gpu(contender):
 
 def test_names_differ():
     assert peer.NVFP4TVM().name == "nvfp4_tvm" and peer.NVFP4TVMSm89().name == "nvfp4_tvm_sm89"
+
+
+def test_translation_runs_every_kernel_once(monkeypatch):
+    calls, zeros = [], torch.zeros
+
+    def kernel(x, weight, bias, residual, out):
+        calls.append(
+            (tuple(x.shape), x.dtype, weight.N, bias is not None, residual is not None, tuple(out.shape))
+        )
+
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(peer, "load_cuda_kernel", lambda problem, arch: (kernel, (1, 17)))
+    peer.translate(MatmulProblem(32, 48, x_dtype="float16", bias=True, activation="silu_mul"), "sm_89")
+    assert calls == [((M, 48), torch.float16, 32, True, False, (M, 16)) for M in (1, 17)]
+
+
+def test_only_foreign_code_is_translated(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not peer.translated("sm_89")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert peer.translated("sm_89") and not peer.translated("sm_90")
 
 
 @pytest.mark.slow
