@@ -7,11 +7,15 @@ import pytest
 import tvm
 from relax_modules import tensor
 from tvm import te
+from tvm.script import tirx as T
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.codegen import cuda_machine_code
+from nvfp4_tvm.codegen.sass import count_instructions, sass
 from nvfp4_tvm.codes import E2M1_VALUES, E4M3_VALUES
 from nvfp4_tvm.schedules.intrin import fp4_decode
 from nvfp4_tvm.schedules.intrin.fp4_decode import EPILOGUE_FACTOR
+from nvfp4_tvm.target import cuda_target
 
 DTYPES = ["bfloat16", "float16"]
 #: Finite non-negative E4M3 numbers.
@@ -85,14 +89,8 @@ def test_the_scale_is_a_pair_of_equal_halves(dtype):
     assert len(np.unique(out.numpy())) == BYTES
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", [0, 1])
-@pytest.mark.parametrize("row", [0, 1])
-def test_every_code_and_scale_on_the_gpu(dtype, group, row):
-    from tvm.script import tirx as T
-
+def cuda_kernel(dtype, group, row):
+    """A kernel that decodes every word under every scale, which row and group of the scale word is fixed."""
     source = fp4_decode.cuda_decoder(dtype)
     decode, scales_of = fp4_decode.decode_name(dtype), fp4_decode.scales_name(dtype)
 
@@ -131,9 +129,28 @@ def test_every_code_and_scale_on_the_gpu(dtype, group, row):
                         for i in T.unroll(4):
                             out[vc, vp, vb, i] = d[i]
 
+    return kernel
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cuda_form_compiles_to_few_instructions(dtype):
+    with cuda_machine_code("sm_89", ptx=False) as log:
+        tvm.compile(tvm.IRModule({"main": cuda_kernel(dtype, 1, 1)}), cuda_target("sm_89").target)
+    counts = count_instructions(sass(log.modules[0].fatbin, "sm_89"))
+    # Four products of codes, one or two of scales, each of a pair
+    products = sum(n for name, n in counts.items() if name.startswith(("HMUL2", "HFMA2")))
+    assert 5 <= products <= 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("row", [0, 1])
+def test_every_code_and_scale_on_the_gpu(dtype, group, row):
     capability = tvm.cuda(0).compute_version.replace(".", "")
     target = tvm.target.Target({"kind": "cuda", "arch": f"sm_{capability}"}, host="llvm")
-    function = tvm.compile(tvm.IRModule({"main": kernel}), target)["main"]
+    function = tvm.compile(tvm.IRModule({"main": cuda_kernel(dtype, group, row)}), target)["main"]
     device = tvm.cuda(0)
     arrays = words_with_every_code(), scale_words(16), np.zeros((16, 8, BYTES, 4), np.uint32)
     inputs = [tvm.runtime.tensor(array, device) for array in arrays]
