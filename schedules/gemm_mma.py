@@ -7,7 +7,8 @@ The computation is in :mod:`.gemm_mma_compute`, its schedule in :mod:`.gemm_mma_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import replace
+from functools import lru_cache, reduce
 
 from tvm import s_tir, te, tirx
 from tvm.target import Target
@@ -65,9 +66,11 @@ class GemmMma(KernelRule):
                 f"{config.name} needs {config.shared_bytes()} bytes of shared memory, {arch.name} has "
                 f"{arch.shared_per_block}",
             )
-        return kernel(problem, config)
+        # Ranges share configurations, hence kernels
+        return kernel(replace(problem, M=MRange(), dynamic=True), config)
 
 
+@lru_cache(maxsize=32)
 def kernel(problem: MatmulProblem, config: MmaConfig) -> CudaKernel:
     """Return the kernel of one configuration."""
     gemm = schedule_gemm_mma(problem, config).mod["main"]

@@ -7,6 +7,9 @@ rows of padding M gets, and how an SM's registers and shared memory are divided 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 from tvm.target import Target
 
 from nvfp4_tvm.arch import ARCHS, Arch, get_arch
@@ -56,7 +59,8 @@ class GemmWgmma(KernelRule):
             if not found:
                 return self.refuse(problem, f"no one configuration covers M {problem.M}")
             (config,) = found
-        return wgmma_kernel(problem, config, max(card.sms for card in arch.cards))
+        anywhere = replace(problem, M=MRange(), dynamic=True)  # ranges share configurations, hence kernels
+        return wgmma_kernel(anywhere, config, max(card.sms for card in arch.cards))
 
 
 def _wgmma_names() -> str:
@@ -67,6 +71,7 @@ def _within(part: MRange, whole: MRange) -> bool:
     return part.low in whole and (whole.high is None or (part.high is not None and part.high <= whole.high))
 
 
+@lru_cache(maxsize=32)
 def wgmma_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> CudaKernel:
     """Return the kernel of one configuration for a GPU with ``sms`` multiprocessors.
 

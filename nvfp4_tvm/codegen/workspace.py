@@ -23,9 +23,6 @@ from nvfp4_tvm.schedules.kernel import CudaKernel, Workspace
 #: Driver API, ``cuTensorMapEncodeTiled``: 16, and 32 for interleaved ones), a swizzled tile 1024.
 ALIGNMENT = 1024
 
-#: Ranges of M up to this long are evaluated value by value.
-_ENUMERATED = 4096
-
 
 @dataclass(frozen=True)
 class Bytes:
@@ -78,21 +75,20 @@ def exact(kernel: CudaKernel, M: int) -> int:
 
 def bound(kernels: Sequence[tuple[MRange, CudaKernel]]) -> Bytes:
     """Return a linear bound on the bytes that any of ``kernels`` needs for an M of its range."""
-    slope, constant = Fraction(0), Fraction(0)
+    M = tirx.Var("M", "int64")
+    linear = []
     for m_range, kernel in kernels:
-        if not kernel.workspaces:
-            continue
-        if m_range.high is not None and m_range.high - m_range.low < _ENUMERATED:
-            values = (exact(kernel, M) for M in range(m_range.low, m_range.high + 1))
-            constant = max(constant, Fraction(max(values)))
-        else:
-            linear = [
-                _linear(workspace_size(workspace, tirx.Var("M", "int64"))) for workspace in kernel.workspaces
-            ]
-            slope = max(slope, sum(((a) for a, _ in linear), Fraction(0)))
-            constant = max(constant, sum((max(b, Fraction(0)) + ALIGNMENT for _, b in linear), Fraction(0)))
-    unit = ALIGNMENT
-    return Bytes(ceil(slope), ceil(constant / unit) * unit)
+        sizes = [_linear(workspace_size(workspace, M)) for workspace in kernel.workspaces]
+        slope = sum((a for a, _ in sizes), Fraction(0))
+        constant = sum((max(b, Fraction(0)) + ALIGNMENT for _, b in sizes), Fraction(0))
+        linear.append((m_range.high, slope, constant))
+    # The slope is that of ranges without an end; what others need beyond it is a constant
+    common = max((slope for high, slope, _ in linear if high is None), default=Fraction(0))
+    needs = [
+        constant if high is None else constant + max(slope - common, Fraction(0)) * high
+        for high, slope, constant in linear
+    ]
+    return Bytes(ceil(common), ceil(max(needs, default=0) / ALIGNMENT) * ALIGNMENT)
 
 
 def _linear(expr: tirx.Expr) -> tuple[Fraction, Fraction]:
