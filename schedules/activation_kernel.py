@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The launch that brings activations into wgmma's order, see :mod:`nvfp4_tvm.schedules.activation_layout`."""
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_refusals(problem, target, why, caplog):
     assert why in caplog.text
 
 
-@pytest.mark.parametrize(("N", "K"), [(8, 16), (4096, 4096), (5376, 21504), (43008, 5376)])
+@pytest.mark.parametrize(("N", "K"), [(8, 16), (43008, 5376)])
 def test_one_kernel_for_each_range(N, K):
     rule, target = GemmWgmma(), resolve_target("cuda:sm_90").target
     ranges = rule.ranges(N, K, HOPPER)
