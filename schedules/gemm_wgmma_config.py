@@ -109,7 +109,8 @@ class WgmmaConfig:
     def producer_registers(self) -> int:
         """Registers that a thread of the feeding warpgroup keeps: what the others leave."""
         left = self.registers * (self.warpgroups + 1) - self.consumer_registers * self.warpgroups
-        return min(left, self.registers)
+        # Where there are enough for all, ptxas refuses to keep more than it gave (C7406)
+        return min(left, self.registers, self.consumer_registers)
 
     @property
     def shared_bytes(self) -> int:
