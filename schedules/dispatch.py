@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 Table = Sequence[tuple[MRange, Sequence[KernelRule]]]
 
-#: One GEMV for M up to 8, one up to 16; the plain kernel for float32 activations.
-_GEMVS: Table = ((MRange(1, 8), (Gemv(), PlainGemm())), (MRange(9, 16), (Gemv(), PlainGemm())))
+#: GEMVs for M up to 4, 8 and 16; the plain kernel for float32 activations.
+_GEMVS: Table = tuple((MRange(low, high), (Gemv(), PlainGemm())) for low, high in ((1, 4), (5, 8), (9, 16)))
 _AMPERE: Table = (*_GEMVS, (MRange(17), (GemmMma(), PlainGemm())))
 _HOPPER: Table = (*_GEMVS, (MRange(17), (GemmWgmma(), GemmMma(), PlainGemm())))
 

@@ -51,40 +51,31 @@ class GemvConfig:
     Attributes
     ----------
     KS : int
-        Warps of a block, among which K is split.
+        Warps of a block, among which K is split: each takes a run of 128-blocks.
     NT : int
         Tiles of 16 weight rows a block owns; every warp works on all of them, so that a fragment of activations,
         once loaded, serves them all.
-    P : int
-        Pieces of weights (one tile, one 128-block) a warp holds in registers: the one in use and P - 1 on their
-        way. A multiple or a divisor of NT, so that a piece's registers are known at compile time.
-    contiguous : bool
-        Whether a warp's 128-blocks are neighbours in memory, or every KS-th one is its.
+    D : int
+        128-blocks of all its tiles that a warp has in registers or on their way there.
+    unroll : int
+        128-blocks of a turn of the main loop, a multiple of D; more than there are: no loop.
+    resident : int
+        Blocks that the compiler must make fit on an SM at the same time; 0 leaves registers to it.
     pdl : bool
         Whether the kernel takes part in programmatic dependent launch.
-    early : bool
-        Whether the successor may begin before the main loop rather than after it.
-    resident : int
-        Blocks that must fit on an SM at the same time: the compiler limits registers accordingly.
-    window : int
-        Fragments of activations a warp holds, of the four of a 128-block: 4, or 1 or 2 where registers are short,
-        which loads them once for every tile instead of once for all.
     """
 
     KS: int
     NT: int = 1
-    P: int = 3
-    contiguous: bool = True
+    D: int = 2
+    unroll: int = 16
+    resident: int = 0
     pdl: bool = False
-    early: bool = False
-    resident: int = 1
-    window: int = 4
 
     def __post_init__(self) -> None:
         assert 1 <= self.KS and self.threads <= MAX_THREADS_PER_BLOCK, self
-        assert self.NT >= 1 and self.P >= 1 and self.resident >= 1, self
-        assert self.window in (1, 2, 4), self
-        assert self.NT % self.P == 0 or self.P % self.NT == 0, self
+        assert self.NT >= 1 and self.D >= 1 and self.resident >= 0, self
+        assert self.unroll >= self.D and self.unroll % self.D == 0, self
         assert self.shared_bytes <= STATIC_SHARED_BYTES, self
 
     @property
@@ -98,34 +89,17 @@ class GemvConfig:
         return self.NT * layout.TILE_N
 
     @property
-    def turn(self) -> int:
-        """128-blocks after which a piece's registers come around again."""
-        return max(1, self.P // self.NT)
-
-    @property
-    def group(self) -> int:
-        """Tiles whose partial sums are in shared memory at a time: as many as fit, dividing NT."""
-        return next(
-            tiles
-            for tiles in range(self.NT, 0, -1)
-            if self.NT % tiles == 0 and (tiles == 1 or self._shared_bytes(tiles) <= STATIC_SHARED_BYTES)
-        )
-
-    @property
     def shared_stride(self) -> int:
         """Elements between two tokens of a warp's partial sums.
 
         4 more than a multiple of 16: the lanes of a warp store (token 2q, row g) at 8q + g mod 32, all banks.
         """
-        return self.group * layout.TILE_N + 4
+        return self.rows + 4
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: the partial sums of eight tokens."""
-        return self._shared_bytes(self.group)
-
-    def _shared_bytes(self, tiles: int) -> int:
-        return self.KS * TOKENS * (tiles * layout.TILE_N + 4) * 4
+        return self.KS * TOKENS * self.shared_stride * 4
 
     def blocks(self, N: int) -> int:
         """Blocks of the grid for N weight rows."""
@@ -136,9 +110,8 @@ class GemvConfig:
         return -(-layout.tiles(1, K)[1] // self.KS)
 
     def __str__(self) -> str:
-        order = "c" if self.contiguous else "i"
-        launch = ("_early" if self.early else "_late") if self.pdl else ""
-        return f"ks{self.KS}_nt{self.NT}_p{self.P}{order}_r{self.resident}_w{self.window}{launch}"
+        launch = "_pdl" if self.pdl else ""
+        return f"ks{self.KS}_nt{self.NT}_d{self.D}_u{self.unroll}_r{self.resident}{launch}"
 
 
 def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc, tuple[str, ...]]:
@@ -155,24 +128,20 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
     N, K, out_N = problem.N, problem.K, problem.out_N
     dtype = problem.x_dtype
     tiles, steps_k = layout.tiles(N, K)
-    KS, NT, P, NTHREADS, group, window = (
-        config.KS,
-        config.NT,
-        config.P,
-        config.threads,
-        config.group,
-        config.window,
-    )
-    steps, unrolled, stride = config.steps(K), config.turn, config.shared_stride
+    KS, NT, NTHREADS = config.KS, config.NT, config.threads
+    steps = config.steps(K)
+    D = min(config.D, steps)
+    turn_steps = min(config.unroll // config.D * D, -(-steps // D) * D)
+    turns = -(-steps // turn_steps)
     whole_k = steps_k % KS == 0
-    whole_turns = steps % unrolled == 0
+    whole_turns = steps % turn_steps == 0
     whole_tiles = tiles % NT == 0
     whole_x = K % layout.TILE_K == 0
     gated = problem.activation is not None
-    # Output columns of a tile, and of a group of tiles
+    # Output columns of a tile, and of a block
     tile_columns = layout.TILE_N // 2 if gated else layout.TILE_N
-    columns = tile_columns * group
-    whole_columns = out_N % (tile_columns * NT) == 0
+    columns = tile_columns * NT
+    whole_columns = out_N % columns == 0
     load_words, load_scales = _LOAD_WEIGHTS + ".v4.u32", _LOAD_WEIGHTS + ".u32"
     mma = _MMA.format(_PTX_TYPE[dtype])
     decoder, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
@@ -193,7 +162,8 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
         out: T.Buffer((M, out_N), problem.out_dtype),
     ):
         T.device_entry()
-        T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", config.resident)
+        if config.resident > 0:
+            T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", config.resident)
         bx = T.cta_id([config.blocks(N)])
         tx = T.thread_id([NTHREADS])
         ks: T.let = tx // 32
@@ -201,118 +171,105 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
         g: T.let = lane // 4
         q: T.let = lane % 4
         tokens: T.let = T.cast(M, "int32")
-        # The warp's 128-blocks: the first, and how many
-        first: T.let = ks * steps_k // KS if config.contiguous else ks
-        count: T.let = (ks + 1) * steps_k // KS - first if config.contiguous else (steps_k - ks + KS - 1) // KS
-        partial = T.alloc_shared((KS, TOKENS, stride), "float32")
-        w = T.alloc_local((P, 2, 4), "uint32")         # [slot, h, i]
-        s = T.alloc_local((P,), "uint32")
-        xf = T.alloc_local((window, NB, 4), "uint32")  # [slot, eight, register]
+        # The warp's run of 128-blocks: its first, and how many
+        first: T.let = ks * steps_k // KS
+        count: T.let = (ks + 1) * steps_k // KS - first
+        partial = T.alloc_shared((KS, TOKENS, config.shared_stride), "float32")
+        w = T.alloc_local((D, NT, 2, 4), "uint32")     # [slot, tile, h, i]
+        s = T.alloc_local((D, NT), "uint32")           # [slot, tile]
+        xf = T.alloc_local((NB, 4), "uint32")          # [eight, register]
         acc = T.alloc_local((NT, NB, 4), "float32")
-        sf = T.alloc_local((2, 2), "uint32")           # [group, h]
+        sf = T.alloc_local((NT, 2, 2), "uint32")       # [tile, group, h]
         wf = T.alloc_local((2, 4), "uint32")           # [h, pair]
         total = T.alloc_local((2,), "float32")
         added = T.alloc_local((1,), raw)
 
         @T.inline
-        def load(slot, step, t):
+        def load(slot, step):
             if whole_k or step < count:
-                c = T.meta_var(first + step if config.contiguous else first + step * KS)
-                tile = T.meta_var(bx * NT + t if whole_tiles else T.min(bx * NT + t, tiles - 1))
-                for h in T.unroll(2):
-                    T.ptx[load_words](*[w[slot, h, i] for i in range(4)], words.ptr_to([tile, c, h, lane, 0]))
-                T.ptx[load_scales](s[slot], scales.ptr_to([tile, c, lane]))
+                for t in T.unroll(NT):
+                    tile = T.meta_var(bx * NT + t if whole_tiles else T.min(bx * NT + t, tiles - 1))
+                    for h in T.unroll(2):
+                        T.ptx[load_words](
+                            *[w[slot, t, h, i] for i in range(4)], words.ptr_to([tile, first + step, h, lane, 0]))
+                    T.ptx[load_scales](s[slot, t], scales.ptr_to([tile, first + step, lane]))
 
         @T.inline
         def load_x(step, i):
             for b in T.unroll(NB):
-                c = T.meta_var(first + step if config.contiguous else first + step * KS)
                 row = T.meta_var(T.min(b * TOKENS + g, tokens - 1))
-                k = T.meta_var(c * 128 + q * 32 + i * 8)
+                k = T.meta_var((first + step) * 128 + q * 32 + i * 8)
                 if whole_x:
-                    T.ptx[_LOAD_X](*[xf[i % window, b, j] for j in range(4)], x.ptr_to([row, k]))
+                    T.ptx[_LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
                 else:
                     for j in T.unroll(4):
-                        xf[i % window, b, j] = T.uint32(0)
+                        xf[b, j] = T.uint32(0)
                     if k < K:
-                        T.ptx[_LOAD_X](*[xf[i % window, b, j] for j in range(4)], x.ptr_to([row, k]))
+                        T.ptx[_LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
 
         @T.inline
-        def compute(slot, step, t):
-            T.evaluate(T.cuda.func_call(
-                decode_scales, sf[0, 0], sf[0, 1], sf[1, 0], sf[1, 1], s[slot], source_code=decoder))
+        def compute(slot, step):
+            for t in T.unroll(NT):
+                T.evaluate(T.cuda.func_call(
+                    decode_scales, sf[t, 0, 0], sf[t, 0, 1], sf[t, 1, 0], sf[t, 1, 1], s[slot, t],
+                    source_code=decoder))
             for i in T.unroll(4):
-                for h in T.unroll(2):
-                    T.evaluate(T.cuda.func_call(
-                        decode, wf[h, 0], wf[h, 1], wf[h, 2], wf[h, 3], w[slot, h, i], sf[i // 2, h],
-                        source_code=decoder))
-                for j in T.unroll(2):
-                    for b in T.unroll(NB):
-                        T.ptx[mma](*[acc[t, b, z] for z in range(4)],
-                                   wf[0, 2 * j], wf[1, 2 * j], wf[0, 2 * j + 1], wf[1, 2 * j + 1],
-                                   xf[i % window, b, 2 * j], xf[i % window, b, 2 * j + 1],
-                                   *[acc[t, b, z] for z in range(4)])
-                # In the place of those just used, so that they arrive behind the decoding of the next words
-                if i + window < 4:
-                    load_x(step, i + window)
-                elif t < NT - 1:
-                    if window < 4:
-                        load_x(step, i + window - 4)
-                elif step + 1 < (steps if whole_k else count):
-                    load_x(step + 1, i + window - 4)
+                load_x(step, i)
+                for t in T.unroll(NT):
+                    for h in T.unroll(2):
+                        T.evaluate(T.cuda.func_call(
+                            decode, wf[h, 0], wf[h, 1], wf[h, 2], wf[h, 3], w[slot, t, h, i], sf[t, i // 2, h],
+                            source_code=decoder))
+                    for j in T.unroll(2):
+                        for b in T.unroll(NB):
+                            T.ptx[mma](*[acc[t, b, z] for z in range(4)],
+                                       wf[0, 2 * j], wf[1, 2 * j], wf[0, 2 * j + 1], wf[1, 2 * j + 1],
+                                       xf[b, 2 * j], xf[b, 2 * j + 1], *[acc[t, b, z] for z in range(4)])
 
         for t in T.unroll(NT):
             for b in T.unroll(NB):
                 for z in T.unroll(4):
                     acc[t, b, z] = T.float32(0)
-        for p in T.unroll(P - 1):
-            load(p, p // NT, p % NT)
+        for slot in T.unroll(D):
+            load(slot, slot)
         if config.pdl:
             T.ptx.griddepcontrol.wait()
-            if config.early:
-                T.ptx.griddepcontrol.launch_dependents()
-        if whole_k or 0 < count:
-            for i in T.unroll(window):
-                load_x(0, i)
-        for turn in T.serial(-(-steps // unrolled)):
-            for r in T.unroll(unrolled):
-                step = T.meta_var(turn * unrolled + r)
-                for t in T.unroll(NT):
-                    ahead = T.meta_var(r * NT + t + P - 1)
-                    if turn * unrolled + ahead // NT < steps:
-                        load(ahead % P, turn * unrolled + ahead // NT, ahead % NT)
-                    if (whole_k and whole_turns) or step < (steps if whole_k else count):
-                        compute((r * NT + t) % P, step, t)
-        if config.pdl and not config.early:
+        for turn in T.serial(turns):
+            for r in T.unroll(turn_steps):
+                step = T.meta_var(turn * turn_steps + r)
+                if (whole_k and whole_turns) or step < (steps if whole_k else count):
+                    compute(r % D, step)
+                if step + D < steps:
+                    load(r % D, step + D)
+        if config.pdl:
             T.ptx.griddepcontrol.launch_dependents()
         for b in T.unroll(NB):
-            for part in T.unroll(NT // group):
-                if b + part > 0:
-                    T.cuda.cta_sync()
-                for t in T.unroll(group):
-                    for z in T.unroll(4):
-                        partial[ks, q * 2 + z % 2, t * 16 + z // 2 * 8 + g] = acc[part * group + t, b, z]
+            if b > 0:
                 T.cuda.cta_sync()
-                for turn in T.unroll(rounds):
-                    index: T.let = turn * NTHREADS + tx
-                    token: T.let = b * TOKENS + index // columns
-                    column: T.let = (bx * (NT // group) + part) * columns + index % columns
-                    # Row in the group, of the gate where there is one
-                    row: T.let = index % columns // tile_columns * 16 + index % tile_columns
-                    if ((whole_rounds or index < TOKENS * columns) and token < tokens
-                            and (whole_columns or column < out_N)):
-                        for half in T.unroll(2 if gated else 1):
-                            n = T.meta_var((bx * NT + part * group) * 16 + row + half * 8)
-                            total[half] = T.float32(0)
-                            for warp in T.unroll(KS):
-                                total[half] = total[half] + partial[warp, index // columns, row + half * 8]
-                            total[half] = row_value(
-                                total[half], global_scale[n], bias[n] if problem.bias else None)
-                        if problem.residual:
-                            T.ptx[_LOAD_RESIDUAL[problem.out_dtype]](added[0], residual.ptr_to([token, column]))
-                        out[token, column] = output(
-                            problem, total[0], total[1] if gated else None,
-                            T.reinterpret(problem.out_dtype, added[0]) if problem.residual else None)
+            for t in T.unroll(NT):
+                for z in T.unroll(4):
+                    partial[ks, q * 2 + z % 2, t * 16 + z // 2 * 8 + g] = acc[t, b, z]
+            T.cuda.cta_sync()
+            for turn in T.unroll(rounds):
+                index: T.let = turn * NTHREADS + tx
+                token: T.let = b * TOKENS + index // columns
+                column: T.let = bx * columns + index % columns
+                # Row in the block, of the gate where there is one
+                row: T.let = index % columns // tile_columns * 16 + index % tile_columns
+                if ((whole_rounds or index < TOKENS * columns) and token < tokens
+                        and (whole_columns or column < out_N)):
+                    for half in T.unroll(2 if gated else 1):
+                        n = T.meta_var(bx * (NT * 16) + row + half * 8)
+                        total[half] = T.float32(0)
+                        for warp in T.unroll(KS):
+                            total[half] = total[half] + partial[warp, index // columns, row + half * 8]
+                        total[half] = row_value(
+                            total[half], global_scale[n], bias[n] if problem.bias else None)
+                    if problem.residual:
+                        T.ptx[_LOAD_RESIDUAL[problem.out_dtype]](added[0], residual.ptr_to([token, column]))
+                    out[token, column] = output(
+                        problem, total[0], total[1] if gated else None,
+                        T.reinterpret(problem.out_dtype, added[0]) if problem.residual else None)
     # fmt: on
 
     optional = {"bias": problem.bias, "residual": problem.residual}
