@@ -1,4 +1,5 @@
 import logging
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ def test_ranges_are_in_order_without_gaps_and_their_configurations_fit(N, K, arc
     assert found == choices(N, K, arch)
     assert [m_range for m_range, _ in found] == GemmStream().ranges(N, K, arch)
     assert found[0][0].low == 17
-    for (one, _), (two, _) in zip(found, found[1:], strict=False):
+    for (one, _), (two, _) in pairwise(found):
         assert one.high is not None and two.low == one.high + 1
     for _, config in found:
         assert config.shared_bytes <= arch.shared_per_block
