@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """The launch that brings activations into wgmma's order, see :mod:`nvfp4_tvm.schedules.activation_layout`."""
 
 from __future__ import annotations

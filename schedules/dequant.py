@@ -4,9 +4,6 @@ A thread turns one packed word into eight neighbouring elements of a row, so tha
 pieces of rows. The kernel is bound by its stores.
 """
 
-# mypy: disable-error-code="valid-type"
-# TVMScript's annotations are values
-
 from __future__ import annotations
 
 from tvm.script import tirx as T

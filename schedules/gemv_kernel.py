@@ -14,9 +14,6 @@ trigger that lets the successor begin comes after the wait: whatever ran before 
 when the successor begins, so only weights written by the kernel directly before could be read too early.
 """
 
-# mypy: disable-error-code="valid-type"
-# TVMScript's annotations are values
-
 from __future__ import annotations
 
 from dataclasses import dataclass
