@@ -294,20 +294,23 @@ def test_a_captured_graph_computes_the_chain(tmp_path):
     arrays = [getattr(p, field) for p in packed for field in ("words", "scales", "global_scale")]
     weights = [tvm.runtime.tensor(array, gpu) for array in arrays]
 
+    def rounded(y):
+        return y.astype(NUMPY["bfloat16"]).astype(np.float64)
+
     def expected(y):
+        # Rounded where the module rounds: gate times up is quadratic, and amplifies what came before
         j = np.arange(N)
         for _ in range(2):
             product = y @ gate_up.exact().T
             gate, up = product[:, j // 8 * 16 + j % 8], product[:, j // 8 * 16 + j % 8 + 8]
-            y = y + gate / (1 + np.exp(-gate)) * up @ down.exact().T
+            y = rounded(y + rounded(gate / (1 + np.exp(-gate)) * up) @ down.exact().T)
         return 2 * y
 
     # The graph of decode is captured by its first call and replayed by the others
     for name, M in [("decode", rows)] * 4 + [("prefill", M) for M in (1, 16, 17, 100, 4)]:
         x = rng.standard_normal((1, M, K)).astype(NUMPY["bfloat16"])
         found = machine[name](tvm.runtime.tensor(x, gpu), *weights).numpy()
-        # Four bfloat16 roundings on the way
-        assert relative_error(found[0], expected(x[0].astype(np.float64))) < 4 * 1.7e-3
+        assert relative_error(found[0], expected(x[0].astype(np.float64))) < 1.7e-3
 
 
 def test_a_target_without_kernels_is_refused():
