@@ -40,6 +40,8 @@ from nvfp4_tvm.target import cuda_target
 _VALUE = 15
 #: How TVM calls a launch parameter that is the number of bytes of dynamic shared memory.
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
+#: Launch parameters that have no value on the stack: programmatic dependent launch is on or off.
+_FLAGS = ("tirx.use_programtic_dependent_launch",)
 _THREADS = ("threadIdx.x", "threadIdx.y", "threadIdx.z")
 
 Row = dict[str, Any]
@@ -48,7 +50,7 @@ Row = dict[str, Any]
 def launch_values(lowered: LoweredLaunch) -> dict[str, int | None]:
     """Return the launch parameters by name; None for those that depend on M."""
     ((_, kernel),) = lowered.device.functions_items()
-    names = [str(name) for name in kernel.attrs["tirx.kernel_launch_params"]]
+    names = [str(name) for name in kernel.attrs["tirx.kernel_launch_params"] if str(name) not in _FLAGS]
     found: dict[int, tirx.Expr] = {}
 
     def visit(call: Call) -> None:

@@ -29,6 +29,10 @@ def test_every_entry_of_the_tables_compiles_without_spills(arch):
         assert any(
             row["sass"].get("HMMA") or row["sass"].get("HGMMA") for row in rows if row["family"] == family
         )
+    # All GEMMs keep activations in dynamic shared memory, whatever else their launches are told
+    assert all(
+        row["dynamic_shared"] > 0 for row in rows if row["family"] != "gemv" and "LDGSTS" in row["sass"]
+    )
 
 
 def test_instructions_are_counted_by_kind():
