@@ -1,7 +1,9 @@
-"""GEMV configurations that were measured to be best, by weight: what tuning found, ahead of the model's choice.
+"""GEMV configurations for weights that were measured, ahead of the model's choice.
 
-Measured on an H200 on 2026-11-22 with cold weights in a CUDA graph, a few dozen configurations a weight. A weight
-that is not listed gets the choice of :func:`nvfp4_tvm.schedules.gemv.choose`'s model.
+Found on an H200 on 2026-11-22 with cold weights in a CUDA graph: the best of a few dozen configurations a weight,
+most of them tried with an earlier form of the kernel. (8192, 28672) up to 16 rows, and (43008, 5376) up to 8,
+were chosen for fitting in registers and waves, not by comparison. A weight that is not listed gets the choice
+of the model in :func:`nvfp4_tvm.schedules.gemv.choose`.
 """
 
 from __future__ import annotations

@@ -49,20 +49,18 @@ def rewrite(stmt: tirx.Stmt, visit: Callable[[tirx.Stmt], tirx.Stmt]) -> tirx.St
         stmt = tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, rewrite(stmt.body, visit))
     elif isinstance(stmt, tirx.For):
         body = rewrite(stmt.body, visit)
-        stmt = tirx.For(
-            stmt.loop_var,
-            stmt.min,
-            stmt.extent,
-            stmt.kind,
-            body,
-            stmt.thread_binding,
-            stmt.annotations,
-            stmt.step,
-        )
+        stmt = _with_body(stmt, body)
     elif isinstance(stmt, tirx.IfThenElse):
         other = None if stmt.else_case is None else rewrite(stmt.else_case, visit)
         stmt = tirx.IfThenElse(stmt.condition, rewrite(stmt.then_case, visit), other)
     return visit(stmt)
+
+
+def _with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
+    binding = loop.thread_binding
+    return tirx.For(
+        loop.loop_var, loop.min, loop.extent, loop.kind, body, binding, loop.annotations, loop.step
+    )
 
 
 def _is_attr(stmt: tirx.Stmt, key: str) -> bool:
@@ -98,16 +96,7 @@ def place_barriers(func: tirx.PrimFunc, _mod: tvm.IRModule, _ctx: tvm.transform.
             raise tvm.error.InternalError(f"pipeline: expected copies, then their wait, found {stmt.body}")
         wait, use = uses[0], uses[0].body.body
         body = tirx.SeqStmt([_wait(wait, int(wait.body.value) - 1, _barrier()), copies, use, *uses[1:]])
-        return tirx.For(
-            stmt.loop_var,
-            stmt.min,
-            stmt.extent,
-            stmt.kind,
-            body,
-            stmt.thread_binding,
-            stmt.annotations,
-            stmt.step,
-        )
+        return _with_body(stmt, body)
 
     def expand(stmt: tirx.Stmt) -> tirx.Stmt:
         if _is_attr(stmt, BARRIER_BEFORE):
