@@ -1,4 +1,4 @@
-"""Makes the modules of tests/helpers importable from every test, with importlib mode too.
+"""Makes the modules of tests/helpers importable from every test, with importlib mode too; how GPU tests compile.
 
 Not tests/ itself: on the path, its folder nvfp4_tvm would hide the package of that name.
 """
@@ -6,6 +6,27 @@ Not tests/ itself: on the path, its folder nvfp4_tvm would hide the package of t
 import sys
 from pathlib import Path
 
+import pytest
+
 HELPERS = str(Path(__file__).parent / "helpers")
 if HELPERS not in sys.path:
     sys.path.insert(0, HELPERS)
+
+
+@pytest.fixture(autouse=True)
+def _compile_as_the_package_does(request):
+    """GPU tests run machine code of the package's compiler, as users do.
+
+    TVM's own callback would take the headers of whichever CUDA the machine has, which need not fit the NVRTC of
+    the extra ``cuda``, and adds ``--use_fast_math``.
+    """
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    import tvm
+
+    from nvfp4_tvm.arch import arch_of_capability
+    from nvfp4_tvm.codegen import cuda_machine_code
+
+    with cuda_machine_code(arch_of_capability(tvm.cuda(0).compute_version).compile_arch, ptx=False):
+        yield
