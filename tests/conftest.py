@@ -1,6 +1,6 @@
-"""Makes the modules of tests/helpers importable from every test, with importlib mode too; how GPU tests compile.
+"""Makes the modules of tests/helpers importable, keeps files in one process, and says how GPU tests compile.
 
-Not tests/ itself: on the path, its folder nvfp4_tvm would hide the package of that name.
+Not tests/ itself is on the path: its folder nvfp4_tvm would hide the package of that name.
 """
 
 import sys
@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
-HELPERS = str(Path(__file__).parent / "helpers")
+ROOT = Path(__file__).parent
+HELPERS = str(ROOT / "helpers")
 if HELPERS not in sys.path:
     sys.path.insert(0, HELPERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one process (``--dist loadgroup``): they share fixtures and compiled kernels.
+
+    Apart, each process would make them again. Files that share more have a group of their own.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
 
 
 @pytest.fixture(autouse=True)
