@@ -55,7 +55,7 @@ class GemmWgmma(KernelRule):
             return self.refuse(problem, "wgmma reads 16-bit activations, found float32")
         config = self.config
         if config is None:
-            found = [c for m_range, c in choices(problem.N, problem.K, arch) if _within(problem.M, m_range)]
+            found = [c for m_range, c in choices(problem.N, problem.K, arch) if m_range.covers(problem.M)]
             if not found:
                 return self.refuse(problem, f"no one configuration covers M {problem.M}")
             (config,) = found
@@ -65,10 +65,6 @@ class GemmWgmma(KernelRule):
 
 def _wgmma_names() -> str:
     return ", ".join(arch.name for arch in ARCHS.values() if arch.wgmma)
-
-
-def _within(part: MRange, whole: MRange) -> bool:
-    return part.low in whole and (whole.high is None or (part.high is not None and part.high <= whole.high))
 
 
 @lru_cache(maxsize=32)

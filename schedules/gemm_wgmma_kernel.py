@@ -15,8 +15,7 @@ A block computes tiles of ``64 * warpgroups`` weight rows by ``tokens`` activati
 - Sums of a tile that several blocks share go through global memory: a block stores its accumulators and then,
   per warp, a flag (release); the block that finishes the tile polls the flags (acquire) and adds them in
   order. The launch before sets the flags to zero.
-- Epilogue: a thread holds rows g and g + 8 of its warp's 16-row tile. 16-bit outputs are transposed by
-  stmatrix to 16-byte stores; others, and rows of ``out`` that are not 16-byte aligned, are stored one by one.
+- Epilogue: :mod:`nvfp4_tvm.schedules.gemm_store_kernel`.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
-from nvfp4_tvm.schedules.epilogue import row_value, silu
-from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, X_BLOCK_BYTES, WgmmaConfig
+from nvfp4_tvm.schedules.gemm_store_kernel import (
+    DESCRIPTOR_HIGH,
+    KEEP,
+    PIECE_TOKENS,
+    STAGING_SHAPE,
+    epilogue_scripts,
+    wgmma,
+)
+from nvfp4_tvm.schedules.gemm_wgmma_config import X_BLOCK_BYTES, WgmmaConfig
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 _BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
-_PACK = {"bfloat16": "cvt.rn.bf16x2.f32", "float16": "cvt.rn.f16x2.f32"}
-#: Keeps reads of an accumulator behind the wait for wgmma, which the compiler does not know to write it.
-_KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volatile("" : "+f"(r) :: "memory"); }\n'
-#: Matrix descriptor (PTX ISA, "Matrix Descriptor"): 128-byte swizzle is 1 in bits 63..62; eight rows of 128 bytes are
-#: 1024 bytes apart, in 16 bytes, in bits 45..32. The leading offset is not used by swizzled K-major layouts.
-_DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
 #: Accumulators that are read from memory before they are added: enough to hide the latency.
 _BATCH = 8
 
@@ -75,15 +74,11 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
     grid = config.grid(sms)
     overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
-    mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
+    mma = wgmma(tokens, dtype)
+    load_rows, store = epilogue_scripts(problem)
     # One source holds both functions; TVM emits a source a function
     source, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
     x_bytes = tokens * X_BLOCK_BYTES
-    gated = problem.activation == "silu_mul"
-    has_bias, has_residual = problem.bias, problem.residual
-    halves = 1 if gated else 2  # groups of eight output columns of a warp
-    columns = 8 * halves
-    transposed = out_dtype in _PACK and out_N % 8 == 0
     sums = tokens // 2  # accumulators of a thread
     chunks = tokens // 8
 
@@ -103,8 +98,6 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
         tx = T.thread_id([config.threads])
         warp: T.let = tx // 32
         lane: T.let = tx % 32
-        g: T.let = lane // 4
-        q: T.let = lane % 4
         token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
         tiles: T.int32 = token_tiles * row_tiles
         sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, _select)
@@ -178,11 +171,9 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
             fragment = T.alloc_local((4, 2, 4), "uint32")
             acc = T.alloc_local((sums,), "float32")
             other = T.alloc_local((_BATCH, 4), "float32")
-            value = T.alloc_local((2, 2, 2), "float32")  # [8-token chunk][row half][token]
+            flag = T.alloc_local((1,), "uint32")
             row_scale = T.alloc_local((2,), "float32")
             row_bias = T.alloc_local((2,), dtype)
-            packed = T.alloc_local((4,), "uint32")
-            flag = T.alloc_local((1,), "uint32")
             w_slot: T.int32
             w_tile: T.int32
             descriptor: T.uint32
@@ -242,7 +233,7 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                         for j in T.unroll(2):
                             T.ptx[mma](*[acc[z] for z in range(sums)],
                                        fragment[i, 0, 2 * j], fragment[i, 1, 2 * j], fragment[i, 0, 2 * j + 1], fragment[i, 1, 2 * j + 1],
-                                       T.uint64(_DESCRIPTOR_HIGH) | T.cast(descriptor + T.uint32(i // 2 * (tokens * 8) + (i % 2 * 2 + j) * 2), "uint64"),
+                                       T.uint64(DESCRIPTOR_HIGH) | T.cast(descriptor + T.uint32(i // 2 * (tokens * 8) + (i % 2 * 2 + j) * 2), "uint64"),
                                        T.bool(True), 1, 1, 0)
                         T.ptx.wgmma.commit_group.sync.aligned()
                         T.ptx.wgmma.wait_group.sync.aligned(1)
@@ -257,7 +248,7 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                 if lane == 0:
                     T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([T.if_then_else(slot == 0, x_stages - 1, slot - 1)]))
                 for i in T.unroll(sums):
-                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=_KEEP))
+                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=KEEP))
                 if segment + 1 < segments:
                     start(segment + 1)  # its weights arrive during the epilogue
 
@@ -291,52 +282,11 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                                         if batch * _BATCH + j < chunks:
                                             for e in T.unroll(4):
                                                 acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
-                    row: T.int32 = T.min(row_tile * warps + warp, n_tiles - 1) * layout.TILE_N + g
-                    for h in T.unroll(2):
-                        row_scale[h] = global_scale[row + h * 8]
-                        if has_bias:
-                            row_bias[h] = bias[T.min(row + h * 8, N - 1)]
-                    column: T.int32 = (row_tile * warps + warp) * columns
-                    own_column: T.int32 = column + g
-                    own_token: T.int32 = token_tile * tokens + q * 2
-                    rows: T.int32 = T.cast(M, "int32")
+                    load_rows(row_tile * warps + warp, lane, global_scale, bias, row_scale, row_bias)
                     for pair in T.unroll(chunks // 2):
                         # Nor may all residuals be read ahead: registers
-                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
-                        for c in T.unroll(2):
-                            for t in T.unroll(2):
-                                z = T.meta_var((pair * 2 + c) * 4 + t)
-                                token: T.int32 = own_token + (pair * 16 + c * 8 + t)
-                                if gated:
-                                    value[c, 0, t] = silu(row_value(acc[z], row_scale[0], row_bias[0] if has_bias else None)) * row_value(
-                                        acc[z + 2], row_scale[1], row_bias[1] if has_bias else None)
-                                else:
-                                    for h in T.unroll(2):
-                                        value[c, h, t] = row_value(acc[z + h * 2], row_scale[h], row_bias[h] if has_bias else None)
-                                for h in T.unroll(halves):
-                                    if has_residual:
-                                        value[c, h, t] = value[c, h, t] + T.cast(residual[T.cast(T.min(token, rows - 1), "int64"), T.min(own_column + h * 8, out_N - 1)], "float32")
-                                    if not transposed:
-                                        if token < rows:
-                                            if own_column + h * 8 < out_N:
-                                                out[T.cast(token, "int64"), own_column + h * 8] = T.cast(value[c, h, t], out_dtype)
-                            if transposed:
-                                for h in T.unroll(halves):
-                                    T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
-                        if transposed:
-                            if gated:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](staging.ptr_to([warp, lane % 16, 0]), packed[0], packed[1])
-                            else:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                                    staging.ptr_to([warp, lane // 16 * 8 + lane % 8, lane // 8 % 2 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
-                            line: T.int32 = token_tile * tokens + pair * 16 + lane % 16
-                            if line < rows:
-                                if lane // 16 < halves:
-                                    if column + lane // 16 * 8 < out_N:
-                                        T.ptx["ld.shared.v4.u32"](packed[0], packed[1], packed[2], packed[3], staging.ptr_to([warp, lane % 16, lane // 16 * 8]))
-                                        T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
+                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=KEEP))
+                        store(acc, pair * 8, row_tile * warps + warp, token_tile * tokens + pair * PIECE_TOKENS, M, warp, lane, row_scale, row_bias, residual, out, staging)
     # fmt: on
     taken = {*arguments(problem)}
     params = [param for param in matmul.params if param.name in taken]
