@@ -26,6 +26,8 @@ ROWS = WGMMA_ROWS * WARPGROUPS
 WARPS = WARPGROUPS * WARPGROUP_WARPS
 THREADS = (WARPGROUPS + 1) * WARPGROUP_THREADS
 W_STAGES = 2
+#: Tokens that a warpgroup stages at a time, and tokens of one bulk store.
+STEP, PIECE = 64, 16
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 104, 200
 
 
@@ -37,6 +39,7 @@ class SharedWgmmaConfig:
     x_stages: int = 4
     cluster: int = 1
     overhead: int = 6
+    bulk: int = 1
 
     def __post_init__(self) -> None:
         if self.tokens % TOKENS_MULTIPLE or not TOKENS_MULTIPLE <= self.tokens <= MAX_TOKENS:
@@ -50,13 +53,15 @@ class SharedWgmmaConfig:
     @property
     def name(self) -> str:
         """Short and unique, for kernel names."""
-        return f"t{self.tokens}_x{self.x_stages}_c{self.cluster}_o{self.overhead}"
+        return f"t{self.tokens}_x{self.x_stages}_c{self.cluster}_o{self.overhead}_s{self.bulk}"
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         x = self.x_stages * (self.tokens * BOX_BYTES + 2 * 8)  # with two 8-byte barriers
         w = W_STAGES * (BOXES * ROWS * BOX_BYTES + 2 * 8)
+        if self.bulk:
+            return x + w + WARPGROUPS * 2 * STEP * BOX_BYTES
         return x + w + WARPS * STAGING_SHAPE[0] * STAGING_SHAPE[1] * 2
 
     def grid(self, sms: int) -> int:

@@ -14,7 +14,7 @@ from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
 from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, WARPGROUP_WARPS
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import (
-    BOX_BYTES, BOX_K, BOXES, CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, THREADS, W_STAGES, WARPGROUPS, WARPS,
+    BOX_BYTES, BOX_K, BOXES, CONSUMER_REGISTERS, PIECE, PRODUCER_REGISTERS, ROWS, STEP, THREADS, W_STAGES, WARPGROUPS, WARPS,
     SharedWgmmaConfig,
 )
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
@@ -87,6 +87,10 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     halves = 1 if gated else 2  # groups of eight output columns of a warp
     columns = 8 * halves
     transposed = out_dtype in _PACK and out_N % 8 == 0
+    bulk = bool(transposed and config.bulk)
+    store_columns = 4 * columns  # output columns of a warpgroup
+    chunk_mask = 3 if gated else 7
+    chunk_shift = 1 if gated else 0
     sums = tokens // 2  # accumulators of a thread
     chunks = tokens // 8
 
@@ -101,6 +105,9 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         x = T.match_buffer(x_ptr, (M, K), dtype, align=16)
         x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         T.call_packed("runtime.cuTensorMapEncodeTiled", x_map, dtype, 2, x.data, K, M, K * 2, BOX_K, share, 1, 1, 0, _SWIZZLE_128B, _L2_256B, 0)
+        out_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        if bulk:
+            T.call_packed("runtime.cuTensorMapEncodeTiled", out_map, out_dtype, 2, out.data, out_N, M, out_N * 2, store_columns, PIECE, 1, 1, 0, 2 if gated else _SWIZZLE_128B, 0, 0)
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
         # Variables, not lets: TVM substitutes lets and then simplifies nested quotients for a minute
@@ -126,7 +133,10 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         pool = T.SMEMPool()
         x_ring = pool.alloc((x_stages, tokens, BOX_K), dtype, align=1024)
         w_ring = pool.alloc((w_stages, BOXES, ROWS, BOX_K), dtype, align=1024)
-        staging = pool.alloc((warps, *STAGING_SHAPE), "uint16", align=128)
+        if bulk:
+            store_ring = pool.alloc((WARPGROUPS, 2, STEP, store_columns), "uint16", align=1024)
+        else:
+            staging = pool.alloc((warps, *STAGING_SHAPE), "uint16", align=128)
         full_x = pool.alloc((x_stages,), "uint64", align=8)
         empty_x = pool.alloc((x_stages,), "uint64", align=8)
         full_w = pool.alloc((w_stages,), "uint64", align=8)
@@ -353,6 +363,11 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                     own_token: T.int32 = token_tile * tokens + q * 2
                     rows: T.int32 = T.cast(M, "int32")
                     for pair in T.unroll(chunks // 2):
+                        if bulk:
+                            if pair * 16 % STEP == 0:
+                                if tx % 128 == 0:
+                                    T.ptx["cp.async.bulk.wait_group.read"](1)
+                                T.cuda.warpgroup_sync(1 + warp // 4)
                         # Nor may all residuals be read ahead: registers
                         T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
                         for c in T.unroll(2):
@@ -375,7 +390,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                             if transposed:
                                 for h in T.unroll(halves):
                                     T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
-                        if transposed:
+                        if transposed and not bulk:
                             if gated:
                                 T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](staging.ptr_to([warp, lane % 16, 0]), packed[0], packed[1])
                             else:
@@ -389,6 +404,29 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                                         T.ptx["ld.shared.v4.u32"](packed[0], packed[1], packed[2], packed[3], staging.ptr_to([warp, lane % 16, lane // 16 * 8]))
                                         T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
                             T.cuda.warp_sync()
+                        if bulk:
+                            stage = T.meta_var(pair * 16 // STEP % 2)
+                            at = T.meta_var(pair * 16 % STEP)
+                            if gated:
+                                T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](
+                                    store_ring.ptr_to([warp // 4, stage, at + lane % 16, ((warp % 4) ^ (lane % 8 // 2)) * 8]), packed[0], packed[1])
+                            else:
+                                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
+                                    store_ring.ptr_to([warp // 4, stage, at + lane // 16 * 8 + lane % 8, ((warp % 4 * 2 + lane // 8 % 2) ^ (lane % 8)) * 8]), packed[0], packed[1], packed[2], packed[3])
+                            if (pair + 1) * 16 % STEP == 0 or (pair + 1) * 2 == chunks:
+                                T.ptx.fence.proxy.async_.shared__cta()
+                                T.cuda.warpgroup_sync(1 + warp // 4)
+                                if tx % 128 == 0:
+                                    for piece in T.unroll(STEP // PIECE):
+                                        if piece * PIECE <= at:
+                                            T.ptx["cp.async.bulk.tensor.2d.global.shared::cta.bulk_group"](
+                                                T.address_of(out_map), column - warp % 4 * columns, token_tile * tokens + (pair * 16 - at + piece * PIECE),
+                                                store_ring.ptr_to([warp // 4, stage, piece * PIECE, 0]))
+                                    T.ptx["cp.async.bulk.commit_group"]()
+            if bulk:
+                # Shared memory must not go before it was read
+                if tx % 128 == 0:
+                    T.ptx["cp.async.bulk.wait_group.read"](0)
         if cluster > 1:
             # Shared memory of a block that another one copies to, and signals, must not go before that
             T.cuda.cluster_sync()
