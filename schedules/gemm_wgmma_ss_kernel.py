@@ -231,10 +231,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                         load(k_begin + kk + 1)
                     if warp == warps:
                         for j in T.unroll(BOXES):
-                            if cluster > 1:
-                                T.cuda.mbarrier_wait_acquire_cluster(empty_x.ptr_to([x_slot]), x_phase ^ 1)
-                            else:
-                                T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
+                            T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
                             if lane == 0:
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
                                 T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
@@ -274,7 +271,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 if cluster > 1:
                     if lane < cluster:
                         T.ptx["mapa.shared::cluster.u32"](remote[0], T.cuda.cvta_generic_to_shared(empty_x.ptr_to([slot])), T.cast(lane, "uint32"))
-                        T.ptx["mbarrier.arrive.release.cluster.shared::cluster.b64"](remote[0])
+                        T.ptx["mbarrier.arrive.shared::cluster.b64"](remote[0])
                 else:
                     if lane == 0:
                         T.ptx.mbarrier.arrive.shared.b64(empty_x.ptr_to([slot]))
