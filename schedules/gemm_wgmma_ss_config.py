@@ -40,6 +40,7 @@ class SharedWgmmaConfig:
     cluster: int = 1
     overhead: int = 6
     bulk: int = 1
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens % TOKENS_MULTIPLE or not TOKENS_MULTIPLE <= self.tokens <= MAX_TOKENS:
@@ -53,7 +54,7 @@ class SharedWgmmaConfig:
     @property
     def name(self) -> str:
         """Short and unique, for kernel names."""
-        return f"t{self.tokens}_x{self.x_stages}_c{self.cluster}_o{self.overhead}_s{self.bulk}"
+        return f"t{self.tokens}_x{self.x_stages}_c{self.cluster}_o{self.overhead}_s{self.bulk}_p{self.ahead}"
 
     @property
     def shared_bytes(self) -> int:

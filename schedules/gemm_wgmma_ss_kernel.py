@@ -31,6 +31,8 @@ _KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volat
 _DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
 #: Accumulators that are read from memory before they are added: enough to hide the latency.
 _BATCH = 8
+#: 128-blocks of weights that a decoding thread holds in registers, the one it decodes included.
+AHEAD = 2
 #: CUtensorMap: 128-byte swizzle, promotion of L2 reads to 256 bytes.
 _SWIZZLE_128B, _L2_256B = 3, 3
 
@@ -72,7 +74,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     row_tiles = -(-n_tiles // (warps * cluster))
     grid = config.grid(sms)
     groups = grid // cluster
-    overhead = config.overhead
+    overhead, ahead = config.overhead, config.ahead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
     mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
     # One source holds both functions; TVM emits a source a function
@@ -192,65 +194,73 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
 
         if warp >= warps:
             T.ptx["setmaxnreg.dec.sync.aligned.u32"](PRODUCER_REGISTERS)
-            word = T.alloc_local((WARPGROUPS, 2, 4), "uint32")
-            following = T.alloc_local((WARPGROUPS, 2, 4), "uint32")
-            scale_bytes = T.alloc_local((WARPGROUPS,), "uint32")
-            following_bytes = T.alloc_local((WARPGROUPS,), "uint32")
+            word = T.alloc_local((AHEAD, WARPGROUPS, 2, 4), "uint32")
+            scale_bytes = T.alloc_local((AHEAD, WARPGROUPS), "uint32")
             scale = T.alloc_local((2, 2), "uint32")  # [group][row g or g + 8]
             decoded = T.alloc_local((4,), "uint32")
-            far: T.let = q >= 2
-            own: T.let = (warp - warps) * WARPGROUPS
-            swap: T.uint32 = T.if_then_else(far, T.uint32(0x2301), T.uint32(0x3210))
-            chunk: T.int32 = (q % 2 * 4 + q // 2 * 2) ^ g
+            producer: T.let = warp - warps
+            # Eight lanes store to one box, 16 bytes of a row each: rows g of a half, k-lanes q of a pair. They hit all banks
+            row: T.let = lane // 2 % 8
+            quad: T.let = lane // 16 * 2 + lane % 2
+            own_lane: T.let = row * 4 + quad
+            to = T.alloc_local((4,), "uint32")
             first_tile: T.int32
 
             @T.inline
-            def load(k):
+            def load(into, k):
                 for t in T.unroll(WARPGROUPS):
                     w_tile: T.int32 = T.min(first_tile + t, n_tiles - 1)
                     for h in T.unroll(2):
-                        T.ptx[_LOAD_WORDS](following[t, h, 0], following[t, h, 1], following[t, h, 2], following[t, h, 3], words.ptr_to([w_tile, k, h, lane, 0]))
-                    T.ptx[_LOAD_SCALES](following_bytes[t], scales.ptr_to([w_tile, k, lane]))
+                        T.ptx[_LOAD_WORDS](word[into, t, h, 0], word[into, t, h, 1], word[into, t, h, 2], word[into, t, h, 3], words.ptr_to([w_tile, k, h, own_lane, 0]))
+                    T.ptx[_LOAD_SCALES](scale_bytes[into, t], scales.ptr_to([w_tile, k, own_lane]))
 
+            for i in T.unroll(4):
+                to[i] = T.cuda.cvta_generic_to_shared(w_ring.ptr_to([0, quad // 2, producer * (WARPGROUPS * 16) + row, ((quad % 2 * 4 + i) ^ row) * 8]))
             for segment in T.serial(segments):
                 enter(segment)
                 row_tile: T.int32 = tile // token_tiles
                 token_tile: T.int32 = tile - row_tile * token_tiles
-                first_tile = (row_tile * cluster + rank) * warps + own
-                load(k_begin)
-                if warp == warps:
+                length: T.int32 = k_end - k_begin
+                first_tile = (row_tile * cluster + rank) * warps + producer * WARPGROUPS
+                for u in T.unroll(AHEAD):
+                    if u < length:
+                        load(u, k_begin + u)
+                if segment == 0 and producer < BOXES:
                     T.ptx.griddepcontrol.wait()
-                for kk in T.serial(k_end - k_begin):
-                    for t in T.unroll(WARPGROUPS):
-                        for h in T.unroll(2):
-                            for i in T.unroll(4):
-                                # Lanes of the other box take another chunk of the row: no bank conflicts
-                                word[t, h, i] = T.Select(far, following[t, h, i ^ 2], following[t, h, i])
-                        T.ptx["prmt.b32"](scale_bytes[t], following_bytes[t], following_bytes[t], swap)
-                    if k_begin + kk + 1 < k_end:
-                        load(k_begin + kk + 1)
-                    if warp == warps:
-                        for j in T.unroll(BOXES):
-                            T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
+                for round in T.serial((length + (AHEAD - 1)) // AHEAD):
+                    for u in T.unroll(AHEAD):
+                        kk: T.int32 = round * AHEAD + u
+                        if kk < length:
+                            if ahead > 0:
+                                if kk + ahead < length:
+                                    if lane < WARPGROUPS:
+                                        ahead_tile: T.int32 = T.min(first_tile + lane, n_tiles - 1)
+                                        T.ptx["cp.async.bulk.prefetch.L2.global"](words.ptr_to([ahead_tile, k_begin + kk + ahead, 0, 0, 0]), T.uint32(layout.TILE_N * layout.TILE_K // 2))
+                                        T.ptx["cp.async.bulk.prefetch.L2.global"](scales.ptr_to([ahead_tile, k_begin + kk + ahead, 0]), T.uint32(4 * layout.LANES))
+                            for j in T.unroll(BOXES):
+                                if producer == j:
+                                    T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
+                                    if lane == 0:
+                                        T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
+                                        T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
+                                                      (k_begin + kk) * layout.TILE_K + j * BOX_K, token_tile * tokens + rank * share, full_x.ptr_to([x_slot]), *mask)
+                                    T.cuda.warp_sync()
+                                advance_x()
+                            T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot]), w_phase ^ 1)
+                            for t in T.unroll(WARPGROUPS):
+                                T.evaluate(T.cuda.func_call(decode_scales, scale[0, 0], scale[0, 1], scale[1, 0], scale[1, 1], scale_bytes[u, t], source_code=source))
+                                for i in T.unroll(4):
+                                    for h in T.unroll(2):
+                                        T.evaluate(T.cuda.func_call(decode, decoded[0], decoded[1], decoded[2], decoded[3], word[u, t, h, i], scale[i // 2, h], source_code=""))
+                                        T.ptx["st.shared.v4.u32"](to[i] + T.cast(w_slot * (BOXES * w_bytes), "uint32") + T.uint32((t * 16 + h * 8) * BOX_BYTES),
+                                                                  decoded[0], decoded[1], decoded[2], decoded[3])
+                            T.ptx.fence.proxy.async_.shared__cta()
+                            T.cuda.warp_sync()
                             if lane == 0:
-                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
-                                T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
-                                              (k_begin + kk) * layout.TILE_K + j * BOX_K, token_tile * tokens + rank * share, full_x.ptr_to([x_slot]), *mask)
-                            advance_x()
-                        T.cuda.warp_sync()
-                    T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot]), w_phase ^ 1)
-                    for t in T.unroll(WARPGROUPS):
-                        T.evaluate(T.cuda.func_call(decode_scales, scale[0, 0], scale[0, 1], scale[1, 0], scale[1, 1], scale_bytes[t], source_code=source))
-                        for i in T.unroll(4):
-                            for h in T.unroll(2):
-                                T.evaluate(T.cuda.func_call(decode, decoded[0], decoded[1], decoded[2], decoded[3], word[t, h, i], scale[i // 2, h], source_code=""))
-                                T.ptx["st.shared.v4.u32"](w_ring.ptr_to([w_slot, q // 2, (own + t) * 16 + h * 8 + g, (chunk ^ i) * 8]),
-                                                          decoded[0], decoded[1], decoded[2], decoded[3])
-                    T.ptx.fence.proxy.async_.shared__cta()
-                    T.cuda.warp_sync()
-                    if lane == 0:
-                        T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot]))
-                    advance_w()
+                                T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot]))
+                            advance_w()
+                            if kk + AHEAD < length:
+                                load(u, k_begin + kk + AHEAD)
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](CONSUMER_REGISTERS)
             acc = T.alloc_local((sums,), "float32")
