@@ -24,11 +24,10 @@ BOXES = layout.TILE_K // BOX_K
 WARPGROUPS = 2
 ROWS = WGMMA_ROWS * WARPGROUPS
 WARPS = WARPGROUPS * WARPGROUP_WARPS
-THREADS = (WARPGROUPS + 1) * WARPGROUP_THREADS
-W_STAGES = 2
 #: Tokens that a warpgroup stages at a time, and tokens of one bulk store.
 STEP, PIECE = 64, 16
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 104, 200
+#: Registers of a decoding and of a multiplying thread, by warpgroups that decode.
+REGISTERS = {1: (104, 200), 2: (88, 168)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class SharedWgmmaConfig:
 
     tokens: int
     x_stages: int = 4
+    w_stages: int = 2
+    decoders: int = 1
     cluster: int = 1
     overhead: int = 6
     bulk: int = 1
@@ -54,13 +55,18 @@ class SharedWgmmaConfig:
     @property
     def name(self) -> str:
         """Short and unique, for kernel names."""
-        return f"t{self.tokens}_x{self.x_stages}_c{self.cluster}_o{self.overhead}_s{self.bulk}_p{self.ahead}"
+        return f"t{self.tokens}_x{self.x_stages}_w{self.w_stages}_d{self.decoders}_c{self.cluster}_o{self.overhead}_s{self.bulk}_p{self.ahead}"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return (WARPGROUPS + self.decoders) * WARPGROUP_THREADS
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         x = self.x_stages * (self.tokens * BOX_BYTES + 2 * 8)  # with two 8-byte barriers
-        w = W_STAGES * (BOXES * ROWS * BOX_BYTES + 2 * 8)
+        w = self.w_stages * (BOXES * ROWS * BOX_BYTES + 2 * 8)
         if self.bulk:
             return x + w + WARPGROUPS * 2 * STEP * BOX_BYTES
         return x + w + WARPS * STAGING_SHAPE[0] * STAGING_SHAPE[1] * 2

@@ -14,7 +14,7 @@ from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
 from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, WARPGROUP_WARPS
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import (
-    BOX_BYTES, BOX_K, BOXES, CONSUMER_REGISTERS, PIECE, PRODUCER_REGISTERS, ROWS, STEP, THREADS, W_STAGES, WARPGROUPS, WARPS,
+    BOX_BYTES, BOX_K, BOXES, PIECE, REGISTERS, ROWS, STEP, WARPGROUPS, WARPS,
     SharedWgmmaConfig,
 )
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
@@ -70,10 +70,13 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     """Return the kernel, a function of `arguments`."""
     N, K, out_N = problem.N, problem.K, problem.out_N
     n_tiles, blocks = layout.tiles(N, K)
-    tokens, warps, x_stages, w_stages, cluster = config.tokens, WARPS, config.x_stages, W_STAGES, config.cluster
+    tokens, warps, x_stages, w_stages, cluster = config.tokens, WARPS, config.x_stages, config.w_stages, config.cluster
     row_tiles = -(-n_tiles // (warps * cluster))
     grid = config.grid(sms)
     groups = grid // cluster
+    producers = config.decoders * WARPGROUP_WARPS
+    own_tiles = warps // producers  # 16-row tiles of a decoding warp
+    producer_registers, consumer_registers = REGISTERS[config.decoders]
     overhead, ahead = config.overhead, config.ahead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
     mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
@@ -115,22 +118,21 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         # Variables, not lets: TVM substitutes lets and then simplifies nested quotients for a minute
         block = T.cta_id([grid])
         rank = T.cta_id_in_cluster([cluster])
-        tx = T.thread_id([THREADS])
+        tx = T.thread_id([config.threads])
         warp: T.let = tx // 32
         lane: T.let = tx % 32
         g: T.let = lane // 4
         q: T.let = lane % 4
-        group: T.int32 = block // cluster
-        token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
-        tiles: T.int32 = token_tiles * row_tiles
-        sharing: T.int32 = stream_k.sharing_blocks(tiles, groups, _select)
-        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, groups, overhead, _select)
-        units: T.int32 = cut * blocks
-        begin: T.int32 = stream_k.first_unit(group, units, sharing, _select)
-        end: T.int32 = stream_k.first_unit(group + 1, units, sharing, _select)
-        last_cut: T.int32 = T.max(end - 1, 0) // blocks
-        runs: T.int32 = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
-        segments: T.int32 = runs + stream_k.whole_tiles(tiles, cut, group, groups)
+        group: T.int32
+        token_tiles: T.int32
+        sharing: T.int32
+        cut: T.int32
+        units: T.int32
+        begin: T.int32
+        end: T.int32
+        last_cut: T.int32
+        runs: T.int32
+        segments: T.int32
 
         pool = T.SMEMPool()
         x_ring = pool.alloc((x_stages, tokens, BOX_K), dtype, align=1024)
@@ -157,7 +159,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 T.ptx.mbarrier.init.shared.b64(full_x.ptr_to([i]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(empty_x.ptr_to([i]), T.uint32(warps * cluster))
             for i in T.unroll(w_stages):
-                T.ptx.mbarrier.init.shared.b64(full_w.ptr_to([i]), T.uint32(WARPGROUP_WARPS))
+                T.ptx.mbarrier.init.shared.b64(full_w.ptr_to([i]), T.uint32(producers))
                 T.ptx.mbarrier.init.shared.b64(empty_w.ptr_to([i]), T.uint32(warps))
             if cluster > 1:
                 T.ptx.fence.mbarrier_init.release.cluster()
@@ -170,6 +172,21 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         x_phase = 0
         w_slot = 0
         w_phase = 0
+
+        @T.inline
+        def plan():
+            """The block's share of the work, for each role anew: it would be spilled across the wider of them."""
+            group = block // cluster
+            token_tiles = T.cast((M + (tokens - 1)) // tokens, "int32")
+            tiles: T.int32 = token_tiles * row_tiles
+            sharing = stream_k.sharing_blocks(tiles, groups, _select)
+            cut = stream_k.cut_tiles(tiles, sharing, blocks, groups, overhead, _select)
+            units = cut * blocks
+            begin = stream_k.first_unit(group, units, sharing, _select)
+            end = stream_k.first_unit(group + 1, units, sharing, _select)
+            last_cut = T.max(end - 1, 0) // blocks
+            runs = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
+            segments = runs + stream_k.whole_tiles(tiles, cut, group, groups)
 
         @T.inline
         def enter(segment):
@@ -193,10 +210,11 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 w_phase = w_phase ^ 1
 
         if warp >= warps:
-            T.ptx["setmaxnreg.dec.sync.aligned.u32"](PRODUCER_REGISTERS)
-            word = T.alloc_local((AHEAD, WARPGROUPS, 2, 4), "uint32")
-            scale_bytes = T.alloc_local((AHEAD, WARPGROUPS), "uint32")
-            scale = T.alloc_local((2, 2), "uint32")  # [group][row g or g + 8]
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](producer_registers)
+            plan()
+            word = T.alloc_local((AHEAD, own_tiles, 2, 4), "uint32")
+            scale_bytes = T.alloc_local((AHEAD, own_tiles), "uint32")
+            scale = T.alloc_local((own_tiles, 2, 2), "uint32")  # [tile][group][row g or g + 8]
             decoded = T.alloc_local((4,), "uint32")
             producer: T.let = warp - warps
             # Eight lanes store to one box, 16 bytes of a row each: rows g of a half, k-lanes q of a pair. They hit all banks
@@ -208,50 +226,56 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
 
             @T.inline
             def load(into, k):
-                for t in T.unroll(WARPGROUPS):
+                for t in T.unroll(own_tiles):
                     w_tile: T.int32 = T.min(first_tile + t, n_tiles - 1)
                     for h in T.unroll(2):
                         T.ptx[_LOAD_WORDS](word[into, t, h, 0], word[into, t, h, 1], word[into, t, h, 2], word[into, t, h, 3], words.ptr_to([w_tile, k, h, own_lane, 0]))
                     T.ptx[_LOAD_SCALES](scale_bytes[into, t], scales.ptr_to([w_tile, k, own_lane]))
 
+            @T.inline
+            def copy_box(j, kk, token_tile):
+                if producer == j:
+                    T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
+                    if lane == 0:
+                        T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
+                        T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
+                                      (k_begin + kk) * layout.TILE_K + j * BOX_K, token_tile * tokens + rank * share, full_x.ptr_to([x_slot]), *mask)
+                    T.cuda.warp_sync()
+                advance_x()
+
             for i in T.unroll(4):
-                to[i] = T.cuda.cvta_generic_to_shared(w_ring.ptr_to([0, quad // 2, producer * (WARPGROUPS * 16) + row, ((quad % 2 * 4 + i) ^ row) * 8]))
+                to[i] = T.cuda.cvta_generic_to_shared(w_ring.ptr_to([0, quad // 2, producer * (own_tiles * 16) + row, ((quad % 2 * 4 + i) ^ row) * 8]))
             for segment in T.serial(segments):
                 enter(segment)
                 row_tile: T.int32 = tile // token_tiles
                 token_tile: T.int32 = tile - row_tile * token_tiles
                 length: T.int32 = k_end - k_begin
-                first_tile = (row_tile * cluster + rank) * warps + producer * WARPGROUPS
-                for u in T.unroll(AHEAD):
-                    if u < length:
-                        load(u, k_begin + u)
+                first_tile = (row_tile * cluster + rank) * warps + producer * own_tiles
+                load(0, k_begin)
                 if segment == 0 and producer < BOXES:
                     T.ptx.griddepcontrol.wait()
                 for round in T.serial((length + (AHEAD - 1)) // AHEAD):
                     for u in T.unroll(AHEAD):
                         kk: T.int32 = round * AHEAD + u
                         if kk < length:
+                            # Before the branches that wait: the next words must not be waited for here
+                            for t in T.unroll(own_tiles):
+                                T.evaluate(T.cuda.func_call(decode_scales, scale[t, 0, 0], scale[t, 0, 1], scale[t, 1, 0], scale[t, 1, 1], scale_bytes[u, t], source_code=source))
                             if ahead > 0:
                                 if kk + ahead < length:
-                                    if lane < WARPGROUPS:
+                                    if lane < own_tiles:
                                         ahead_tile: T.int32 = T.min(first_tile + lane, n_tiles - 1)
                                         T.ptx["cp.async.bulk.prefetch.L2.global"](words.ptr_to([ahead_tile, k_begin + kk + ahead, 0, 0, 0]), T.uint32(layout.TILE_N * layout.TILE_K // 2))
                                         T.ptx["cp.async.bulk.prefetch.L2.global"](scales.ptr_to([ahead_tile, k_begin + kk + ahead, 0]), T.uint32(4 * layout.LANES))
-                            for j in T.unroll(BOXES):
-                                if producer == j:
-                                    T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
-                                    if lane == 0:
-                                        T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
-                                        T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
-                                                      (k_begin + kk) * layout.TILE_K + j * BOX_K, token_tile * tokens + rank * share, full_x.ptr_to([x_slot]), *mask)
-                                    T.cuda.warp_sync()
-                                advance_x()
+                            copy_box(0, kk, token_tile)
                             T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot]), w_phase ^ 1)
-                            for t in T.unroll(WARPGROUPS):
-                                T.evaluate(T.cuda.func_call(decode_scales, scale[0, 0], scale[0, 1], scale[1, 0], scale[1, 1], scale_bytes[u, t], source_code=source))
+                            # Between two branches ptxas leaves them where they are, early
+                            load(AHEAD - 1 - u, T.min(k_begin + kk + 1, k_end - 1))
+                            copy_box(1, kk, token_tile)
+                            for t in T.unroll(own_tiles):
                                 for i in T.unroll(4):
                                     for h in T.unroll(2):
-                                        T.evaluate(T.cuda.func_call(decode, decoded[0], decoded[1], decoded[2], decoded[3], word[u, t, h, i], scale[i // 2, h], source_code=""))
+                                        T.evaluate(T.cuda.func_call(decode, decoded[0], decoded[1], decoded[2], decoded[3], word[u, t, h, i], scale[t, i // 2, h], source_code=""))
                                         T.ptx["st.shared.v4.u32"](to[i] + T.cast(w_slot * (BOXES * w_bytes), "uint32") + T.uint32((t * 16 + h * 8) * BOX_BYTES),
                                                                   decoded[0], decoded[1], decoded[2], decoded[3])
                             T.ptx.fence.proxy.async_.shared__cta()
@@ -259,10 +283,9 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                             if lane == 0:
                                 T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot]))
                             advance_w()
-                            if kk + AHEAD < length:
-                                load(u, k_begin + kk + AHEAD)
         else:
-            T.ptx["setmaxnreg.inc.sync.aligned.u32"](CONSUMER_REGISTERS)
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](consumer_registers)
+            plan()
             acc = T.alloc_local((sums,), "float32")
             other = T.alloc_local((_BATCH, 4), "float32")
             value = T.alloc_local((2, 2, 2), "float32")  # [8-token chunk][row half][token]
