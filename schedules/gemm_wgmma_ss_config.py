@@ -9,7 +9,6 @@ from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.schedules.gemm_wgmma_config import (
     MAX_TOKENS,
-    STAGING_SHAPE,
     TOKENS_MULTIPLE,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
@@ -40,8 +39,6 @@ class SharedWgmmaConfig:
     decoders: int = 1
     cluster: int = 1
     overhead: int = 6
-    bulk: int = 1
-    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens % TOKENS_MULTIPLE or not TOKENS_MULTIPLE <= self.tokens <= MAX_TOKENS:
@@ -55,7 +52,7 @@ class SharedWgmmaConfig:
     @property
     def name(self) -> str:
         """Short and unique, for kernel names."""
-        return f"t{self.tokens}_x{self.x_stages}_w{self.w_stages}_d{self.decoders}_c{self.cluster}_o{self.overhead}_s{self.bulk}_p{self.ahead}"
+        return f"t{self.tokens}_x{self.x_stages}_w{self.w_stages}_d{self.decoders}_c{self.cluster}_o{self.overhead}"
 
     @property
     def threads(self) -> int:
@@ -66,10 +63,8 @@ class SharedWgmmaConfig:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         x = self.x_stages * (self.tokens * BOX_BYTES + 2 * 8)  # with two 8-byte barriers
-        w = self.w_stages * (BOXES * ROWS * BOX_BYTES + 2 * 8)
-        if self.bulk:
-            return x + w + WARPGROUPS * 2 * STEP * BOX_BYTES
-        return x + w + WARPS * STAGING_SHAPE[0] * STAGING_SHAPE[1] * 2
+        w = self.w_stages * (BOXES * ROWS * BOX_BYTES + 2 * 8 * WARPGROUPS)
+        return x + w + WARPGROUPS * 2 * STEP * BOX_BYTES
 
     def grid(self, sms: int) -> int:
         """Blocks of the launch on a GPU with ``sms`` multiprocessors."""

@@ -12,7 +12,7 @@ from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
-from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, WARPGROUP_WARPS
+from nvfp4_tvm.schedules.gemm_wgmma_config import WARPGROUP_WARPS
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import (
     BOX_BYTES, BOX_K, BOXES, PIECE, REGISTERS, ROWS, STEP, WARPGROUPS, WARPS,
     SharedWgmmaConfig,
@@ -77,7 +77,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     producers = config.decoders * WARPGROUP_WARPS
     own_tiles = warps // producers  # 16-row tiles of a decoding warp
     producer_registers, consumer_registers = REGISTERS[config.decoders]
-    overhead, ahead = config.overhead, config.ahead
+    overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
     mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
     # One source holds both functions; TVM emits a source a function
@@ -91,8 +91,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     has_bias, has_residual = problem.bias, problem.residual
     halves = 1 if gated else 2  # groups of eight output columns of a warp
     columns = 8 * halves
-    transposed = out_dtype in _PACK and out_N % 8 == 0
-    bulk = bool(transposed and config.bulk)
+    bulk = out_dtype in _PACK and out_N % 8 == 0
     store_columns = 4 * columns  # output columns of a warpgroup
     chunk_mask = 3 if gated else 7
     chunk_shift = 1 if gated else 0
@@ -137,14 +136,11 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         pool = T.SMEMPool()
         x_ring = pool.alloc((x_stages, tokens, BOX_K), dtype, align=1024)
         w_ring = pool.alloc((w_stages, BOXES, ROWS, BOX_K), dtype, align=1024)
-        if bulk:
-            store_ring = pool.alloc((WARPGROUPS, 2, STEP, store_columns), "uint16", align=1024)
-        else:
-            staging = pool.alloc((warps, *STAGING_SHAPE), "uint16", align=128)
+        store_ring = pool.alloc((WARPGROUPS, 2, STEP, store_columns), "uint16", align=1024)
         full_x = pool.alloc((x_stages,), "uint64", align=8)
         empty_x = pool.alloc((x_stages,), "uint64", align=8)
-        full_w = pool.alloc((w_stages,), "uint64", align=8)
-        empty_w = pool.alloc((w_stages,), "uint64", align=8)
+        full_w = pool.alloc((w_stages, WARPGROUPS), "uint64", align=8)
+        empty_w = pool.alloc((w_stages, WARPGROUPS), "uint64", align=8)
         pool.commit()
         x_slot: T.int32
         x_phase: T.int32
@@ -159,8 +155,9 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 T.ptx.mbarrier.init.shared.b64(full_x.ptr_to([i]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(empty_x.ptr_to([i]), T.uint32(warps * cluster))
             for i in T.unroll(w_stages):
-                T.ptx.mbarrier.init.shared.b64(full_w.ptr_to([i]), T.uint32(producers))
-                T.ptx.mbarrier.init.shared.b64(empty_w.ptr_to([i]), T.uint32(warps))
+                for w in T.unroll(WARPGROUPS):
+                    T.ptx.mbarrier.init.shared.b64(full_w.ptr_to([i, w]), T.uint32(producers // WARPGROUPS))
+                    T.ptx.mbarrier.init.shared.b64(empty_w.ptr_to([i, w]), T.uint32(WARPGROUP_WARPS))
             if cluster > 1:
                 T.ptx.fence.mbarrier_init.release.cluster()
         T.ptx.fence.proxy.async_.shared__cta()
@@ -217,6 +214,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
             scale = T.alloc_local((own_tiles, 2, 2), "uint32")  # [tile][group][row g or g + 8]
             decoded = T.alloc_local((4,), "uint32")
             producer: T.let = warp - warps
+            half: T.let = producer // (producers // WARPGROUPS)  # the warpgroup whose rows it decodes
             # Eight lanes store to one box, 16 bytes of a row each: rows g of a half, k-lanes q of a pair. They hit all banks
             row: T.let = lane // 2 % 8
             quad: T.let = lane // 16 * 2 + lane % 2
@@ -261,14 +259,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                             # Before the branches that wait: the next words must not be waited for here
                             for t in T.unroll(own_tiles):
                                 T.evaluate(T.cuda.func_call(decode_scales, scale[t, 0, 0], scale[t, 0, 1], scale[t, 1, 0], scale[t, 1, 1], scale_bytes[u, t], source_code=source))
-                            if ahead > 0:
-                                if kk + ahead < length:
-                                    if lane < own_tiles:
-                                        ahead_tile: T.int32 = T.min(first_tile + lane, n_tiles - 1)
-                                        T.ptx["cp.async.bulk.prefetch.L2.global"](words.ptr_to([ahead_tile, k_begin + kk + ahead, 0, 0, 0]), T.uint32(layout.TILE_N * layout.TILE_K // 2))
-                                        T.ptx["cp.async.bulk.prefetch.L2.global"](scales.ptr_to([ahead_tile, k_begin + kk + ahead, 0]), T.uint32(4 * layout.LANES))
                             copy_box(0, kk, token_tile)
-                            T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot]), w_phase ^ 1)
+                            T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot, half]), w_phase ^ 1)
                             # Between two branches ptxas leaves them where they are, early
                             load(AHEAD - 1 - u, T.min(k_begin + kk + 1, k_end - 1))
                             copy_box(1, kk, token_tile)
@@ -281,7 +273,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                             T.ptx.fence.proxy.async_.shared__cta()
                             T.cuda.warp_sync()
                             if lane == 0:
-                                T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot]))
+                                T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot, half]))
                             advance_w()
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](consumer_registers)
@@ -312,7 +304,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
             @T.inline
             def release_w(slot):
                 if lane == 0:
-                    T.ptx.mbarrier.arrive.shared.b64(empty_w.ptr_to([slot]))
+                    T.ptx.mbarrier.arrive.shared.b64(empty_w.ptr_to([slot, warp // 4]))
 
             for segment in T.serial(segments):
                 enter(segment)
@@ -324,7 +316,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 for i in T.unroll(sums):
                     acc[i] = T.float32(0)
                 for kk in T.serial(k_stop - k_first):
-                    T.cuda.mbarrier_wait(full_w.ptr_to([w_slot]), w_phase)
+                    T.cuda.mbarrier_wait(full_w.ptr_to([w_slot, warp // 4]), w_phase)
                     for j in T.unroll(BOXES):
                         T.cuda.mbarrier_wait(full_x.ptr_to([x_slot]), x_phase)
                         x_at = x_address + T.cast(x_slot * (x_bytes // 16), "uint32")
@@ -396,7 +388,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                         if bulk:
                             if pair * 16 % STEP == 0:
                                 if tx % 128 == 0:
-                                    T.ptx["cp.async.bulk.wait_group.read"](1)
+                                    # The first half's last store is of the tile before
+                                    T.ptx["cp.async.bulk.wait_group.read"](0 if pair == 0 else 1)
                                 T.cuda.warpgroup_sync(1 + warp // 4)
                         # Nor may all residuals be read ahead: registers
                         T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
@@ -413,27 +406,13 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                                 for h in T.unroll(halves):
                                     if has_residual:
                                         value[c, h, t] = value[c, h, t] + T.cast(residual[T.cast(T.min(token, rows - 1), "int64"), T.min(own_column + h * 8, out_N - 1)], "float32")
-                                    if not transposed:
+                                    if not bulk:
                                         if token < rows:
                                             if own_column + h * 8 < out_N:
                                                 out[T.cast(token, "int64"), own_column + h * 8] = T.cast(value[c, h, t], out_dtype)
-                            if transposed:
+                            if bulk:
                                 for h in T.unroll(halves):
                                     T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
-                        if transposed and not bulk:
-                            if gated:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](staging.ptr_to([warp, lane % 16, 0]), packed[0], packed[1])
-                            else:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                                    staging.ptr_to([warp, lane // 16 * 8 + lane % 8, lane // 8 % 2 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
-                            line: T.int32 = token_tile * tokens + pair * 16 + lane % 16
-                            if line < rows:
-                                if lane // 16 < halves:
-                                    if column + lane // 16 * 8 < out_N:
-                                        T.ptx["ld.shared.v4.u32"](packed[0], packed[1], packed[2], packed[3], staging.ptr_to([warp, lane % 16, lane // 16 * 8]))
-                                        T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
                         if bulk:
                             stage = T.meta_var(pair * 16 // STEP % 2)
                             at = T.meta_var(pair * 16 % STEP)
