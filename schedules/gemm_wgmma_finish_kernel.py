@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
 
 from nvfp4_tvm.schedules import stream_k
+from nvfp4_tvm.schedules.activation_layout import PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
 
@@ -33,6 +35,7 @@ DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
 KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volatile("" : "+f"(r) :: "memory"); }\n'
 #: Chunks that are read from memory before they are added: enough to hide the latency.
 _BATCH = 8
+_ZERO_THREADS = 1024
 
 #: A ``T.inline`` function.
 Inline = Callable[..., Any]
@@ -96,6 +99,23 @@ def hand_over(tokens: int) -> tuple[Inline, Inline]:
                                 acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
 
     return give, take
+
+
+def zero_flags_kernel(shape: tuple[int, int]) -> PrimFunc:
+    """Return the launch ``f(flags[shape])`` that sets the flags of the one that follows to zero: one block."""
+    count = shape[0] * shape[1]
+
+    @T.prim_func
+    def zero(flags: T.Buffer(shape, "uint32")):
+        T.device_entry()
+        bx = T.cta_id([1])
+        tx = T.thread_id([_ZERO_THREADS])
+        T.ptx.griddepcontrol.launch_dependents()
+        T.ptx.griddepcontrol.wait()
+        for f in T.serial((count + (_ZERO_THREADS - 1)) // _ZERO_THREADS):
+            if f * _ZERO_THREADS + tx < count:
+                flags[(f * _ZERO_THREADS + tx) // shape[1], (f * _ZERO_THREADS + tx) % shape[1]] = T.uint32(0)
+    return zero.with_attr(*PDL)
 
 
 def row_epilogue(problem: MatmulProblem) -> tuple[Inline, Inline]:

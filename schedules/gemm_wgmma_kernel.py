@@ -28,7 +28,15 @@ from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, X_BLOCK_BYTES, WgmmaConfig
 from nvfp4_tvm.schedules.gemm_wgmma_finish_kernel import (
-    DESCRIPTOR_HIGH, KEEP, PAIR, PTX_TYPE, hand_over, output_columns, packs_output, row_epilogue, select,
+    DESCRIPTOR_HIGH,
+    KEEP,
+    PAIR,
+    PTX_TYPE,
+    hand_over,
+    output_columns,
+    packs_output,
+    row_epilogue,
+    select,
 )
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 

@@ -1,8 +1,28 @@
-"""wgmma GEMM with both operands in shared memory."""
+"""The wgmma GEMM kernel for many rows: C^T = W x^T, W decoded from FP4 into shared memory.
+
+A block computes tiles of 128 weight rows by ``tokens`` activation rows, and runs of 128-blocks of k of them as
+:mod:`nvfp4_tvm.schedules.stream_k` hands them out. Two warpgroups multiply, 64 weight rows each, with both operands of
+wgmma in shared memory; one or two more bring them there:
+
+- Activations: a tensor map of ``x`` itself, which the host makes at every call (``cuTensorMapEncodeTiled``); two threads
+  copy boxes of 64 k by the tile's tokens into a ring, in K-major rows with the 128-byte swizzle. Rows beyond M and
+  columns beyond K arrive as zeros.
+- Weights: each lane loads words and scales of a 128-block while it decodes the block before. A word becomes eight
+  consecutive k, one 16-byte chunk of a K-major row of W (chunk c of row r stands at chunk ``c ^ (r % 8)``), so that no
+  order but the natural one of k is needed anywhere. Only constants are read this way: it starts before the preceding
+  launch has ended.
+- mbarriers, a pair a slot: the activations' are for all, the weights' for each multiplying warpgroup and those that
+  decode its rows. Stores of decoded weights are made visible to wgmma (async proxy) before a warp arrives.
+- A box is four wgmma in one group; a box's slot is free when the next group has been issued and it is the only one left.
+- Sums of a tile that several blocks share, and what is done to them: :mod:`.gemm_wgmma_finish_kernel`. 16-bit outputs are
+  transposed by stmatrix and leave through a tensor map of ``out``, which clips at M and N, while the next tile begins;
+  others, and rows of ``out`` that are not 16-byte aligned, are stored one by one.
+
+Per 128-block of a tile of 256 tokens, 160 KiB are read from shared memory by wgmma, 64 KiB are written by copies and 32 KiB
+by the decoder: the 128 bytes a clock of shared memory are what bounds it, as they bound the same tile in bfloat16.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -11,34 +31,40 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
-from nvfp4_tvm.schedules.epilogue import row_value, silu
 from nvfp4_tvm.schedules.gemm_wgmma_config import WARPGROUP_WARPS
+from nvfp4_tvm.schedules.gemm_wgmma_finish_kernel import (
+    DESCRIPTOR_HIGH,
+    KEEP,
+    PAIR,
+    PTX_TYPE,
+    hand_over,
+    output_columns,
+    packs_output,
+    row_epilogue,
+    select,
+)
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import (
-    BOX_BYTES, BOX_K, BOXES, PIECE, REGISTERS, ROWS, STEP, WARPGROUPS, WARPS,
+    BOX_BYTES,
+    BOX_K,
+    BOXES,
+    REGISTERS,
+    ROWS,
+    STORE_STAGES,
+    STORE_TOKENS,
+    WARPGROUPS,
+    WARPS,
     SharedWgmmaConfig,
 )
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 _LOAD_WORDS = "ld.global.nc.L1::no_allocate.L2::128B.v4.u32"
 _LOAD_SCALES = "ld.global.nc.L1::no_allocate.L2::128B.u32"
-_TENSOR_COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
-_PACK = {"bfloat16": "cvt.rn.bf16x2.f32", "float16": "cvt.rn.f16x2.f32"}
-#: Keeps reads of an accumulator behind the wait for wgmma, which the compiler does not know to write it.
-_KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volatile("" : "+f"(r) :: "memory"); }\n'
-#: Matrix descriptor (PTX ISA, "Matrix Descriptor"): 128-byte swizzle is 1 in bits 63..62; eight rows of 128 bytes are
-#: 1024 bytes apart, in 16 bytes, in bits 45..32. The leading offset is not used by swizzled K-major layouts.
-_DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
-#: Accumulators that are read from memory before they are added: enough to hide the latency.
-_BATCH = 8
-#: 128-blocks of weights that a decoding thread holds in registers, the one it decodes included.
-AHEAD = 2
-#: CUtensorMap: 128-byte swizzle, promotion of L2 reads to 256 bytes.
-_SWIZZLE_128B, _L2_256B = 3, 3
-
-
-def _select(condition: Any, a: Any, b: Any) -> Any:
-    return T.if_then_else(condition, a, b)
+_COPY_BOX = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_STORE_BOX = "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group"
+#: Enumerators of CUtensorMapSwizzle and CUtensorMapL2promotion (CUDA Driver API).
+_SWIZZLE_64B, _SWIZZLE_128B, _L2_NONE, _L2_256B = 2, 3, 0, 3
+#: 128-blocks of weights that a decoding thread holds in registers: one decoded, one arriving.
+_HELD = 2
 
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
@@ -47,56 +73,45 @@ def arguments(problem: MatmulProblem) -> tuple[str, ...]:
     return ("x", "words", "scales", "global_scale", *optional, "partials", "flags", "out")
 
 
-def zero_flags_kernel(shape: tuple[int, int]) -> PrimFunc:
-    """The launch that sets the flags of the next one to zero."""
-    count = shape[0] * shape[1]
-
-    # fmt: off
-    @T.prim_func
-    def zero(flags: T.Buffer(shape, "uint32")):
-        T.device_entry()
-        bx = T.cta_id([1])
-        tx = T.thread_id([1024])
-        T.ptx.griddepcontrol.launch_dependents()
-        T.ptx.griddepcontrol.wait()
-        for f in T.serial((count + 1023) // 1024):
-            if f * 1024 + tx < count:
-                flags[(f * 1024 + tx) // shape[1], (f * 1024 + tx) % shape[1]] = T.uint32(0)
-    # fmt: on
-    return zero.with_attr(*PDL)
-
-
 def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -> PrimFunc:
-    """Return the kernel, a function of `arguments`."""
+    """Return the kernel, a function of `arguments`.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+        bfloat16 or float16 activations.
+    config : SharedWgmmaConfig
+        The tile.
+    sms : int
+        Multiprocessors to launch for.
+    """
     N, K, out_N = problem.N, problem.K, problem.out_N
     n_tiles, blocks = layout.tiles(N, K)
-    tokens, warps, x_stages, w_stages, cluster = config.tokens, WARPS, config.x_stages, config.w_stages, config.cluster
-    row_tiles = -(-n_tiles // (warps * cluster))
+    tokens, warps, x_stages, w_stages = config.tokens, WARPS, config.x_stages, config.w_stages
+    row_tiles = -(-n_tiles // warps)
     grid = config.grid(sms)
-    groups = grid // cluster
+    overhead = config.overhead
     producers = config.decoders * WARPGROUP_WARPS
     own_tiles = warps // producers  # 16-row tiles of a decoding warp
     producer_registers, consumer_registers = REGISTERS[config.decoders]
-    overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
-    mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
+    mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{PTX_TYPE[dtype]}.{PTX_TYPE[dtype]}"
     # One source holds both functions; TVM emits a source a function
     source, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
-    copy_x = _TENSOR_COPY + (".multicast::cluster" if cluster > 1 else "")
-    share = tokens // cluster
-    mask = [T.uint16((1 << cluster) - 1)] if cluster > 1 else []
-    x_bytes = tokens * BOX_BYTES
-    w_bytes = ROWS * BOX_BYTES
+    x_bytes, w_bytes = tokens * BOX_BYTES, ROWS * BOX_BYTES
     gated = problem.activation == "silu_mul"
-    has_bias, has_residual = problem.bias, problem.residual
-    halves = 1 if gated else 2  # groups of eight output columns of a warp
-    columns = 8 * halves
-    bulk = out_dtype in _PACK and out_N % 8 == 0
-    store_columns = 4 * columns  # output columns of a warpgroup
-    chunk_mask = 3 if gated else 7
-    chunk_shift = 1 if gated else 0
+    columns = output_columns(problem)
+    bulk = packs_output(problem)
+    store_columns = WARPGROUP_WARPS * columns
+    store_swizzle = _SWIZZLE_64B if gated else _SWIZZLE_128B
     sums = tokens // 2  # accumulators of a thread
-    chunks = tokens // 8
+    give, take = hand_over(tokens)
+    load_rows, finish = row_epilogue(problem)
+
+    def first_row(token_tile, M):
+        # Rows that TMA fills with zeros are slow (measured: 2.4 times the time of a tile with 9 of 256 rows): the last
+        # tile begins earlier, at a multiple of `PAIR` rows, and stores only the rows that no other tile has
+        return T.max(T.min(token_tile * tokens, (T.cast(M, "int32") + (PAIR - 1)) // PAIR * PAIR - tokens), 0)
 
     # fmt: off
     @T.prim_func
@@ -108,21 +123,19 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         residual = T.match_buffer(residual_ptr, (M, out_N), out_dtype)
         x = T.match_buffer(x_ptr, (M, K), dtype, align=16)
         x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        T.call_packed("runtime.cuTensorMapEncodeTiled", x_map, dtype, 2, x.data, K, M, K * 2, BOX_K, share, 1, 1, 0, _SWIZZLE_128B, _L2_256B, 0)
+        T.call_packed("runtime.cuTensorMapEncodeTiled", x_map, dtype, 2, x.data, K, M, K * 2, BOX_K, tokens, 1, 1, 0, _SWIZZLE_128B, _L2_256B, 0)
         out_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         if bulk:
-            T.call_packed("runtime.cuTensorMapEncodeTiled", out_map, out_dtype, 2, out.data, out_N, M, out_N * 2, store_columns, PIECE, 1, 1, 0, 2 if gated else _SWIZZLE_128B, 0, 0)
+            T.call_packed("runtime.cuTensorMapEncodeTiled", out_map, out_dtype, 2, out.data, out_N, M, out_N * 2, store_columns, PAIR, 1, 1, 0, store_swizzle, _L2_NONE, 0)
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
         # Variables, not lets: TVM substitutes lets and then simplifies nested quotients for a minute
         block = T.cta_id([grid])
-        rank = T.cta_id_in_cluster([cluster])
         tx = T.thread_id([config.threads])
         warp: T.let = tx // 32
         lane: T.let = tx % 32
         g: T.let = lane // 4
         q: T.let = lane % 4
-        group: T.int32
         token_tiles: T.int32
         sharing: T.int32
         cut: T.int32
@@ -136,7 +149,7 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         pool = T.SMEMPool()
         x_ring = pool.alloc((x_stages, tokens, BOX_K), dtype, align=1024)
         w_ring = pool.alloc((w_stages, BOXES, ROWS, BOX_K), dtype, align=1024)
-        store_ring = pool.alloc((WARPGROUPS, 2, STEP, store_columns), "uint16", align=1024)
+        store_ring = pool.alloc((WARPGROUPS, STORE_STAGES, STORE_TOKENS, store_columns), "uint16", align=1024)
         full_x = pool.alloc((x_stages,), "uint64", align=8)
         empty_x = pool.alloc((x_stages,), "uint64", align=8)
         full_w = pool.alloc((w_stages, WARPGROUPS), "uint64", align=8)
@@ -153,18 +166,13 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         if tx == 0:
             for i in T.unroll(x_stages):
                 T.ptx.mbarrier.init.shared.b64(full_x.ptr_to([i]), T.uint32(1))
-                T.ptx.mbarrier.init.shared.b64(empty_x.ptr_to([i]), T.uint32(warps * cluster))
+                T.ptx.mbarrier.init.shared.b64(empty_x.ptr_to([i]), T.uint32(warps))
             for i in T.unroll(w_stages):
                 for w in T.unroll(WARPGROUPS):
                     T.ptx.mbarrier.init.shared.b64(full_w.ptr_to([i, w]), T.uint32(producers // WARPGROUPS))
                     T.ptx.mbarrier.init.shared.b64(empty_w.ptr_to([i, w]), T.uint32(WARPGROUP_WARPS))
-            if cluster > 1:
-                T.ptx.fence.mbarrier_init.release.cluster()
         T.ptx.fence.proxy.async_.shared__cta()
-        if cluster > 1:
-            T.cuda.cluster_sync()
-        else:
-            T.cuda.cta_sync()
+        T.cuda.cta_sync()
         x_slot = 0
         x_phase = 0
         w_slot = 0
@@ -173,22 +181,21 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         @T.inline
         def plan():
             """The block's share of the work, for each role anew: it would be spilled across the wider of them."""
-            group = block // cluster
             token_tiles = T.cast((M + (tokens - 1)) // tokens, "int32")
             tiles: T.int32 = token_tiles * row_tiles
-            sharing = stream_k.sharing_blocks(tiles, groups, _select)
-            cut = stream_k.cut_tiles(tiles, sharing, blocks, groups, overhead, _select)
+            sharing = stream_k.sharing_blocks(tiles, grid, select)
+            cut = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, select)
             units = cut * blocks
-            begin = stream_k.first_unit(group, units, sharing, _select)
-            end = stream_k.first_unit(group + 1, units, sharing, _select)
+            begin = stream_k.first_unit(block, units, sharing, select)
+            end = stream_k.first_unit(block + 1, units, sharing, select)
             last_cut = T.max(end - 1, 0) // blocks
             runs = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
-            segments = runs + stream_k.whole_tiles(tiles, cut, group, groups)
+            segments = runs + stream_k.whole_tiles(tiles, cut, block, grid)
 
         @T.inline
         def enter(segment):
             """The segment's tile and 128-blocks: cut tiles from the back, then whole ones."""
-            tile = T.if_then_else(segment < runs, last_cut - segment, cut + (segment - runs) * groups + group)
+            tile = T.if_then_else(segment < runs, last_cut - segment, cut + (segment - runs) * grid + block)
             k_begin = T.if_then_else(segment < runs, T.max(begin - tile * blocks, 0), 0)
             k_end = T.if_then_else(segment < runs, T.min(end - tile * blocks, blocks), blocks)
 
@@ -209,12 +216,12 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
         if warp >= warps:
             T.ptx["setmaxnreg.dec.sync.aligned.u32"](producer_registers)
             plan()
-            word = T.alloc_local((AHEAD, own_tiles, 2, 4), "uint32")
-            scale_bytes = T.alloc_local((AHEAD, own_tiles), "uint32")
+            word = T.alloc_local((_HELD, own_tiles, 2, 4), "uint32")
+            scale_bytes = T.alloc_local((_HELD, own_tiles), "uint32")
             scale = T.alloc_local((own_tiles, 2, 2), "uint32")  # [tile][group][row g or g + 8]
             decoded = T.alloc_local((4,), "uint32")
             producer: T.let = warp - warps
-            half: T.let = producer // (producers // WARPGROUPS)  # the warpgroup whose rows it decodes
+            reader: T.let = producer // (producers // WARPGROUPS)  # the warpgroup that multiplies its rows
             # Eight lanes store to one box, 16 bytes of a row each: rows g of a half, k-lanes q of a pair. They hit all banks
             row: T.let = lane // 2 % 8
             quad: T.let = lane // 16 * 2 + lane % 2
@@ -231,13 +238,13 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                     T.ptx[_LOAD_SCALES](scale_bytes[into, t], scales.ptr_to([w_tile, k, own_lane]))
 
             @T.inline
-            def copy_box(j, kk, token_tile):
+            def copy_box(j, kk, origin):
                 if producer == j:
                     T.cuda.mbarrier_wait(empty_x.ptr_to([x_slot]), x_phase ^ 1)
                     if lane == 0:
                         T.ptx.mbarrier.arrive.expect_tx.shared.b64(full_x.ptr_to([x_slot]), T.uint32(x_bytes))
-                        T.ptx[copy_x](x_ring.ptr_to([x_slot, rank * share, 0]), T.address_of(x_map),
-                                      (k_begin + kk) * layout.TILE_K + j * BOX_K, token_tile * tokens + rank * share, full_x.ptr_to([x_slot]), *mask)
+                        T.ptx[_COPY_BOX](x_ring.ptr_to([x_slot, 0, 0]), T.address_of(x_map),
+                                         (k_begin + kk) * layout.TILE_K + j * BOX_K, origin, full_x.ptr_to([x_slot]))
                     T.cuda.warp_sync()
                 advance_x()
 
@@ -246,24 +253,24 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
             for segment in T.serial(segments):
                 enter(segment)
                 row_tile: T.int32 = tile // token_tiles
-                token_tile: T.int32 = tile - row_tile * token_tiles
+                origin: T.int32 = first_row(tile - row_tile * token_tiles, M)
                 length: T.int32 = k_end - k_begin
-                first_tile = (row_tile * cluster + rank) * warps + producer * own_tiles
+                first_tile = row_tile * warps + producer * own_tiles
                 load(0, k_begin)
                 if segment == 0 and producer < BOXES:
                     T.ptx.griddepcontrol.wait()
-                for round in T.serial((length + (AHEAD - 1)) // AHEAD):
-                    for u in T.unroll(AHEAD):
-                        kk: T.int32 = round * AHEAD + u
+                for round in T.serial((length + (_HELD - 1)) // _HELD):
+                    for u in T.unroll(_HELD):
+                        kk: T.int32 = round * _HELD + u
                         if kk < length:
                             # Before the branches that wait: the next words must not be waited for here
                             for t in T.unroll(own_tiles):
                                 T.evaluate(T.cuda.func_call(decode_scales, scale[t, 0, 0], scale[t, 0, 1], scale[t, 1, 0], scale[t, 1, 1], scale_bytes[u, t], source_code=source))
-                            copy_box(0, kk, token_tile)
-                            T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot, half]), w_phase ^ 1)
+                            copy_box(0, kk, origin)
+                            T.cuda.mbarrier_wait(empty_w.ptr_to([w_slot, reader]), w_phase ^ 1)
                             # Between two branches ptxas leaves them where they are, early
-                            load(AHEAD - 1 - u, T.min(k_begin + kk + 1, k_end - 1))
-                            copy_box(1, kk, token_tile)
+                            load(_HELD - 1 - u, T.min(k_begin + kk + 1, k_end - 1))
+                            copy_box(1, kk, origin)
                             for t in T.unroll(own_tiles):
                                 for i in T.unroll(4):
                                     for h in T.unroll(2):
@@ -273,19 +280,15 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                             T.ptx.fence.proxy.async_.shared__cta()
                             T.cuda.warp_sync()
                             if lane == 0:
-                                T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot, half]))
+                                T.ptx.mbarrier.arrive.shared.b64(full_w.ptr_to([w_slot, reader]))
                             advance_w()
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](consumer_registers)
             plan()
             acc = T.alloc_local((sums,), "float32")
-            other = T.alloc_local((_BATCH, 4), "float32")
-            value = T.alloc_local((2, 2, 2), "float32")  # [8-token chunk][row half][token]
             row_scale = T.alloc_local((2,), "float32")
             row_bias = T.alloc_local((2,), dtype)
             packed = T.alloc_local((4,), "uint32")
-            flag = T.alloc_local((1,), "uint32")
-            remote = T.alloc_local((1,), "uint32")
             x_address: T.uint32 = T.cuda.cvta_generic_to_shared(x_ring.ptr_to([0, 0, 0])) // T.uint32(16)
             w_address: T.uint32 = T.cuda.cvta_generic_to_shared(w_ring.ptr_to([0, 0, 0, 0])) // T.uint32(16) + T.cast(warp // 4 * (64 * BOX_BYTES // 16), "uint32")
             x_at: T.uint32
@@ -293,13 +296,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
 
             @T.inline
             def release_x(slot):
-                if cluster > 1:
-                    if lane < cluster:
-                        T.ptx["mapa.shared::cluster.u32"](remote[0], T.cuda.cvta_generic_to_shared(empty_x.ptr_to([slot])), T.cast(lane, "uint32"))
-                        T.ptx["mbarrier.arrive.shared::cluster.b64"](remote[0])
-                else:
-                    if lane == 0:
-                        T.ptx.mbarrier.arrive.shared.b64(empty_x.ptr_to([slot]))
+                if lane == 0:
+                    T.ptx.mbarrier.arrive.shared.b64(empty_x.ptr_to([slot]))
 
             @T.inline
             def release_w(slot):
@@ -311,6 +309,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 this: T.int32 = tile
                 row_tile: T.int32 = tile // token_tiles
                 token_tile: T.int32 = tile - row_tile * token_tiles
+                origin: T.int32 = first_row(token_tile, M)
+                others: T.int32 = token_tile * tokens - origin
                 k_first: T.int32 = k_begin
                 k_stop: T.int32 = k_end
                 for i in T.unroll(sums):
@@ -324,8 +324,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                         T.ptx.wgmma.fence.sync.aligned()
                         for i in T.unroll(4):
                             T.ptx[mma](*[acc[z] for z in range(sums)],
-                                       T.uint64(_DESCRIPTOR_HIGH) | T.cast(w_at + T.uint32(i * 2), "uint64"),
-                                       T.uint64(_DESCRIPTOR_HIGH) | T.cast(x_at + T.uint32(i * 2), "uint64"),
+                                       T.uint64(DESCRIPTOR_HIGH) | T.cast(w_at + T.uint32(i * 2), "uint64"),
+                                       T.uint64(DESCRIPTOR_HIGH) | T.cast(x_at + T.uint32(i * 2), "uint64"),
                                        T.bool(True), 1, 1, 0, 0)
                         T.ptx.wgmma.commit_group.sync.aligned()
                         T.ptx.wgmma.wait_group.sync.aligned(1)
@@ -342,103 +342,56 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
                 release_x(T.if_then_else(x_slot == 0, x_stages - 1, x_slot - 1))
                 release_w(T.if_then_else(w_slot == 0, w_stages - 1, w_slot - 1))
                 for i in T.unroll(sums):
-                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=_KEEP))
+                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=KEEP))
 
                 if k_stop < blocks:
                     # A later block finishes the tile
-                    for j in T.unroll(chunks):
-                        T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
-                    T.ptx.fence.acq_rel.gpu()
-                    T.cuda.warp_sync()
-                    if lane == 0:
-                        T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
+                    give(acc, partials, flags, block, tx)
                 else:
                     if k_first > 0:
                         first: T.int32 = stream_k.first_block(this, blocks, units, sharing)
-                        for o in T.serial((group - first + 31) // 32):
-                            polled: T.int32 = first + o * 32 + lane
-                            if polled < group:
-                                if stream_k.first_unit(polled + 1, units, sharing, _select) > stream_k.first_unit(polled, units, sharing, _select):
-                                    flag[0] = T.uint32(0)
-                                    while flag[0] == T.uint32(0):
-                                        T.ptx["ld.acquire.gpu.global.u32"](flag[0], flags.ptr_to([polled * cluster + rank, warp]))
-                            T.cuda.warp_sync()
-                        for o in T.serial(group - first):
-                            added: T.int32 = first + o
-                            if stream_k.first_unit(added + 1, units, sharing, _select) > stream_k.first_unit(added, units, sharing, _select):
-                                for batch in T.unroll((chunks + (_BATCH - 1)) // _BATCH):
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            T.ptx["ld.global.cg.v4.f32"](other[j, 0], other[j, 1], other[j, 2], other[j, 3], partials.ptr_to([added * cluster + rank, batch * _BATCH + j, tx, 0]))
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            for e in T.unroll(4):
-                                                acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
-                    tile_row: T.int32 = (row_tile * cluster + rank) * warps + warp
+                        take(acc, partials, flags, block, first, units, sharing, tx)
+                    tile_row: T.int32 = row_tile * warps + warp
                     row: T.int32 = T.min(tile_row, n_tiles - 1) * layout.TILE_N + g
-                    for h in T.unroll(2):
-                        row_scale[h] = global_scale[row + h * 8]
-                        if has_bias:
-                            row_bias[h] = bias[T.min(row + h * 8, N - 1)]
+                    load_rows(global_scale, bias, row, row_scale, row_bias)
                     column: T.int32 = tile_row * columns
                     own_column: T.int32 = column + g
-                    own_token: T.int32 = token_tile * tokens + q * 2
+                    own_token: T.int32 = origin + q * 2
                     rows: T.int32 = T.cast(M, "int32")
-                    for pair in T.unroll(chunks // 2):
+                    for pair in T.unroll(tokens // PAIR):
+                        stage = T.meta_var(pair * PAIR // STORE_TOKENS % STORE_STAGES)
+                        at = T.meta_var(pair * PAIR % STORE_TOKENS)
                         if bulk:
-                            if pair * 16 % STEP == 0:
+                            if at == 0:
                                 if tx % 128 == 0:
-                                    # The first half's last store is of the tile before
-                                    T.ptx["cp.async.bulk.wait_group.read"](0 if pair == 0 else 1)
+                                    # This stage's last store; the tile before may have ended with this stage
+                                    T.ptx["cp.async.bulk.wait_group.read"](0 if pair == 0 else STORE_STAGES - 1)
                                 T.cuda.warpgroup_sync(1 + warp // 4)
-                        # Nor may all residuals be read ahead: registers
-                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
-                        for c in T.unroll(2):
-                            for t in T.unroll(2):
-                                z = T.meta_var((pair * 2 + c) * 4 + t)
-                                token: T.int32 = own_token + (pair * 16 + c * 8 + t)
-                                if gated:
-                                    value[c, 0, t] = silu(row_value(acc[z], row_scale[0], row_bias[0] if has_bias else None)) * row_value(
-                                        acc[z + 2], row_scale[1], row_bias[1] if has_bias else None)
-                                else:
-                                    for h in T.unroll(2):
-                                        value[c, h, t] = row_value(acc[z + h * 2], row_scale[h], row_bias[h] if has_bias else None)
-                                for h in T.unroll(halves):
-                                    if has_residual:
-                                        value[c, h, t] = value[c, h, t] + T.cast(residual[T.cast(T.min(token, rows - 1), "int64"), T.min(own_column + h * 8, out_N - 1)], "float32")
-                                    if not bulk:
-                                        if token < rows:
-                                            if own_column + h * 8 < out_N:
-                                                out[T.cast(token, "int64"), own_column + h * 8] = T.cast(value[c, h, t], out_dtype)
-                            if bulk:
-                                for h in T.unroll(halves):
-                                    T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
-                        if bulk:
-                            stage = T.meta_var(pair * 16 // STEP % 2)
-                            at = T.meta_var(pair * 16 % STEP)
+                            finish(pair, acc, row_scale, row_bias, residual, out, own_token, own_column, rows, packed)
                             if gated:
                                 T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](
                                     store_ring.ptr_to([warp // 4, stage, at + lane % 16, ((warp % 4) ^ (lane % 8 // 2)) * 8]), packed[0], packed[1])
                             else:
                                 T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                                    store_ring.ptr_to([warp // 4, stage, at + lane // 16 * 8 + lane % 8, ((warp % 4 * 2 + lane // 8 % 2) ^ (lane % 8)) * 8]), packed[0], packed[1], packed[2], packed[3])
-                            if (pair + 1) * 16 % STEP == 0 or (pair + 1) * 2 == chunks:
+                                    store_ring.ptr_to([warp // 4, stage, at + lane // 16 * 8 + lane % 8, ((warp % 4 * 2 + lane // 8 % 2) ^ (lane % 8)) * 8]),
+                                    packed[0], packed[1], packed[2], packed[3])
+                            if at + PAIR == STORE_TOKENS or (pair + 1) * PAIR == tokens:
                                 T.ptx.fence.proxy.async_.shared__cta()
                                 T.cuda.warpgroup_sync(1 + warp // 4)
                                 if tx % 128 == 0:
-                                    for piece in T.unroll(STEP // PIECE):
-                                        if piece * PIECE <= at:
-                                            T.ptx["cp.async.bulk.tensor.2d.global.shared::cta.bulk_group"](
-                                                T.address_of(out_map), column - warp % 4 * columns, token_tile * tokens + (pair * 16 - at + piece * PIECE),
-                                                store_ring.ptr_to([warp // 4, stage, piece * PIECE, 0]))
+                                    for piece in T.unroll(STORE_TOKENS // PAIR):
+                                        if piece * PAIR <= at:
+                                            if pair * PAIR - at + piece * PAIR >= others:
+                                                T.ptx[_STORE_BOX](T.address_of(out_map), column - warp % 4 * columns, origin + (pair * PAIR - at + piece * PAIR),
+                                                                  store_ring.ptr_to([warp // 4, stage, piece * PAIR, 0]))
                                     T.ptx["cp.async.bulk.commit_group"]()
+                        else:
+                            if pair * PAIR >= others:
+                                finish(pair, acc, row_scale, row_bias, residual, out, own_token, own_column, rows, packed)
             if bulk:
                 # Shared memory must not go before it was read
                 if tx % 128 == 0:
                     T.ptx["cp.async.bulk.wait_group.read"](0)
-        if cluster > 1:
-            # Shared memory of a block that another one copies to, and signals, must not go before that
-            T.cuda.cluster_sync()
     # fmt: on
     taken = {*arguments(problem)}
     params = [param for param in matmul.params if param.name.removesuffix("_ptr") in taken]
