@@ -46,7 +46,7 @@ _SHARED = (SharedWgmmaConfig(192, 4, 3, 2), SharedWgmmaConfig(208, 4, 2, 1), Sha
 #: One tile a range of M, up to the table's end.
 _TABLE_TOKENS = (32, 64, 96, 128)
 #: Microseconds of a unit of 512 times 64 weight rows by a token, by tokens of a tile; of starting and ending; of a
-#: byte of activations that is read and written by the launch that rearranges them. Fitted to ten layer shapes and M
+#: byte of activations that is read and written by the launch that rearranges them. Fitted to ten shapes and M
 #: up to 1024, within 6 % (root mean square).
 _UNIT_US, _START_US, _REARRANGED_BYTE_US = {96: 1.71, 128: 1.63, 160: 1.55}, 5.3, 0.15e-6
 _SHARED_UNIT_US, _SHARED_START_US = {192: 1.55, 208: 1.50, 256: 1.42}, 3.2
