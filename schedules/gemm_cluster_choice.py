@@ -15,9 +15,9 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.gemm_cluster_config import MAX_CLUSTER, ClusterConfig
-from nvfp4_tvm.schedules.gemm_wgmma_choice import LOWEST_M, busiest_units
+from nvfp4_tvm.schedules.gemm_wgmma_choice import LOWEST_M, AnyConfig, busiest_units, modeled_time
 from nvfp4_tvm.schedules.gemm_wgmma_choice import choices as wgmma_choices
-from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
+from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
 
 #: Tiles: what fits the shared memory of an SM, by tokens, of 256 and of 192 rows.
 _TILES = tuple(
@@ -54,7 +54,9 @@ def _cluster_time(config: ClusterConfig, N: int, K: int, M: int) -> float:
     return -(-tiles // _AT_ONCE[config.cluster - 1]) * (start + -(-blocks // config.cluster) * unit)
 
 
-def _wgmma_time(config: WgmmaConfig, N: int, K: int, M: int, sms: int) -> float:
+def _wgmma_time(config: AnyConfig, N: int, K: int, M: int, sms: int) -> float:
+    if isinstance(config, SharedWgmmaConfig):
+        return modeled_time(N, K, M, config, sms)
     units = busiest_units(N, K, M, config, sms)
     width = (config.warpgroups / 2 * config.blocks_per_sm) ** _WGMMA_EXPONENT
     return _WGMMA_START + units * width * (_WGMMA_UNIT + _WGMMA_TOKEN * config.tokens)

@@ -12,15 +12,11 @@ A block computes tiles of ``64 * warpgroups`` weight rows by ``tokens`` activati
 - A 128-block is eight wgmma in four groups. A group's codes are decoded while the previous group multiplies:
   its registers are free one ``wait_group`` later. ptxas keeps wgmma asynchronous only if it does not run out
   of registers, hence setmaxnreg.
-- Sums of a tile that several blocks share go through global memory: a block stores its accumulators and then,
-  per warp, a flag (release); the block that finishes the tile polls the flags (acquire) and adds them in
-  order. The launch before sets the flags to zero.
+- Sums of a tile that several blocks share: :mod:`nvfp4_tvm.schedules.gemm_hand_over_kernel`.
 - Epilogue: :mod:`nvfp4_tvm.schedules.gemm_store_kernel`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -29,6 +25,7 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.gemm_hand_over_kernel import hand_over, select
 from nvfp4_tvm.schedules.gemm_store_kernel import (
     DESCRIPTOR_HIGH,
     KEEP,
@@ -41,12 +38,6 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import X_BLOCK_BYTES, WgmmaConfig
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 _BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-#: Accumulators that are read from memory before they are added: enough to hide the latency.
-_BATCH = 8
-
-
-def _select(condition: Any, a: Any, b: Any) -> Any:
-    return T.if_then_else(condition, a, b)
 
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
@@ -75,12 +66,12 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
     overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
     mma = wgmma(tokens, dtype)
-    load_rows, store = epilogue_scripts(problem)
     # One source holds both functions; TVM emits a source a function
     source, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
     x_bytes = tokens * X_BLOCK_BYTES
     sums = tokens // 2  # accumulators of a thread
-    chunks = tokens // 8
+    give, take = hand_over(tokens)
+    load_rows, store = epilogue_scripts(problem)
 
     # fmt: off
     @T.prim_func
@@ -100,11 +91,11 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
         lane: T.let = tx % 32
         token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
         tiles: T.int32 = token_tiles * row_tiles
-        sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, _select)
-        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, _select)
+        sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, select)
+        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, select)
         units: T.int32 = cut * blocks
-        begin: T.int32 = stream_k.first_unit(block, units, sharing, _select)
-        end: T.int32 = stream_k.first_unit(block + 1, units, sharing, _select)
+        begin: T.int32 = stream_k.first_unit(block, units, sharing, select)
+        end: T.int32 = stream_k.first_unit(block + 1, units, sharing, select)
         last_cut: T.int32 = T.max(end - 1, 0) // blocks
         runs: T.int32 = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
         segments: T.int32 = runs + stream_k.whole_tiles(tiles, cut, block, grid)
@@ -170,8 +161,6 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
             scale = T.alloc_local((2, 2), "uint32")  # [group][row g or g + 8]
             fragment = T.alloc_local((4, 2, 4), "uint32")
             acc = T.alloc_local((sums,), "float32")
-            other = T.alloc_local((_BATCH, 4), "float32")
-            flag = T.alloc_local((1,), "uint32")
             row_scale = T.alloc_local((2,), "float32")
             row_bias = T.alloc_local((2,), dtype)
             w_slot: T.int32
@@ -254,39 +243,15 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
 
                 if k_stop < blocks:
                     # A later block finishes the tile
-                    for j in T.unroll(chunks):
-                        T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
-                    T.ptx.fence.acq_rel.gpu()
-                    T.cuda.warp_sync()
-                    if lane == 0:
-                        T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
+                    give(acc, partials, flags, block, tx)
                 else:
                     if k_first > 0:
                         first: T.int32 = stream_k.first_block(this, blocks, units, sharing)
-                        for o in T.serial((block - first + 31) // 32):
-                            polled: T.int32 = first + o * 32 + lane
-                            if polled < block:
-                                if stream_k.first_unit(polled + 1, units, sharing, _select) > stream_k.first_unit(polled, units, sharing, _select):
-                                    flag[0] = T.uint32(0)
-                                    while flag[0] == T.uint32(0):
-                                        T.ptx["ld.acquire.gpu.global.u32"](flag[0], flags.ptr_to([polled, warp]))
-                            T.cuda.warp_sync()
-                        for o in T.serial(block - first):
-                            added: T.int32 = first + o
-                            if stream_k.first_unit(added + 1, units, sharing, _select) > stream_k.first_unit(added, units, sharing, _select):
-                                for batch in T.unroll((chunks + (_BATCH - 1)) // _BATCH):
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            T.ptx["ld.global.cg.v4.f32"](other[j, 0], other[j, 1], other[j, 2], other[j, 3], partials.ptr_to([added, batch * _BATCH + j, tx, 0]))
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            for e in T.unroll(4):
-                                                acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
+                        take(acc, partials, flags, block, first, units, sharing, tx)
                     load_rows(row_tile * warps + warp, lane, global_scale, bias, row_scale, row_bias)
-                    for pair in T.unroll(chunks // 2):
-                        # Nor may all residuals be read ahead: registers
-                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=KEEP))
-                        store(acc, pair * 8, row_tile * warps + warp, token_tile * tokens + pair * PIECE_TOKENS, M, warp, lane, row_scale, row_bias, residual, out, staging)
+                    for piece in T.unroll(tokens // PIECE_TOKENS):
+                        store(acc, piece * (PIECE_TOKENS // 2), row_tile * warps + warp, token_tile * tokens + piece * PIECE_TOKENS, M, warp, lane,
+                              row_scale, row_bias, residual, out, staging)
     # fmt: on
     taken = {*arguments(problem)}
     params = [param for param in matmul.params if param.name in taken]
