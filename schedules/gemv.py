@@ -55,7 +55,10 @@ def usual_sms(arch: Arch) -> int:
 
 def registers(NB: int, NT: int, D: int) -> int:
     """Estimate a thread's registers: accumulators, activations, weights in flight, addresses and decoding."""
-    return 20 + 4 * NT * NB + 4 * NB + 9 * NT * max(2 * D, 3) // 2 + (10 * (NT - 1) if NB > 1 else 0)
+    fixed = 20 + 4 * NT * NB + 4 * NB
+    if NB == 1:
+        return fixed + 9 * NT * max(2 * D, 3) // 2
+    return fixed + 9 * NT * D + 12 * (NT - 1) + (16 if D == 1 else 0)
 
 
 def candidates(N: int, K: int, NB: int, arch: Arch) -> Iterator[tuple[float, GemvConfig]]:
