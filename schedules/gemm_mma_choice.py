@@ -3,8 +3,8 @@
 The time of a launch is close to ``START + blocks per SM * stages of a block * cost``, whether the blocks of an SM
 run one after the other or side by side. ``cost`` is measured: microseconds a block needs for 128 k on an H200
 (kernels built for sm_89, weights cold; N x K of 21504 x 5376, M = 48 to 777, within 3 % where an SM has several
-blocks; tiles of 32 tokens at M = 32, within 5 %, over 5376 x 21504 and 4096 x 4096 too). That other cards are faster
-or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
+blocks; tiles of 32 tokens at M = 32, within 5 %, over 5376 x 21504 and 4096 x 4096 too). That other cards are
+faster or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
 """
 
 from __future__ import annotations
