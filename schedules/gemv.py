@@ -32,7 +32,7 @@ _DEPTHS = (1, 2, 3, 4)
 _PIECES_PER_TURN = 44
 #: Bytes in flight and warps of an SM beyond which more do not help, and what an eight of tokens costs beside the
 #: weights. Fitted to 190 configurations of ten weights, M = 8, 16 and 24: the choice takes 1.035 times the time of
-#: the best one in the geometric mean, 1.06 times on four other weights.
+#: the best one in the geometric mean, 1.06 times on four other weights with two to four configurations each.
 _BYTES_IN_FLIGHT = 50_000
 _BUSY_WARPS, _BUSY_EXPONENT = 24, 0.3
 _TOKENS_COST = 0.5
@@ -58,7 +58,7 @@ def registers(NB: int, NT: int, D: int) -> int:
     fixed = 20 + 4 * NT * NB + 4 * NB
     if NB == 1:
         return fixed + 9 * NT * max(2 * D, 3) // 2
-    return fixed + 9 * NT * D + 12 * (NT - 1) + (16 if D == 1 else 0)
+    return fixed + 9 * NT * D + 12 * (NT - 1) + (16 if D == 1 else 0) + (16 if NB > 3 else 0)
 
 
 def candidates(N: int, K: int, NB: int, arch: Arch) -> Iterator[tuple[float, GemvConfig]]:

@@ -1,7 +1,9 @@
 """GEMV configurations for weights that were measured, ahead of the model's choice.
 
 Found on an H200 on 2026-11-22 with cold weights in a CUDA graph: the best of 5 to 25 configurations for a weight
-and a range of M. Other weights get the choice of the model in :func:`nvfp4_tvm.schedules.gemv.choose`.
+and M up to 8 or 16, of 2 to 10 above. Two were measured with the loads of weights in another order: (43008, 5376)
+for M up to 16 and (4096, 4096) up to 32. (6144, 4096) up to 32 was chosen because its neighbours spilled. Other
+weights get the choice of the model in :func:`nvfp4_tvm.schedules.gemv.choose`.
 """
 
 from __future__ import annotations
