@@ -84,7 +84,7 @@ def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, AnyConfig]]:
     """Return the ranges of M that have one configuration each, in order, from `LOWEST_M` on without gaps."""
     sms = max(card.sms for card in arch.cards)
     by_tokens = configurations(N, K)
-    modeled = (*(by_tokens[tokens] for tokens in _UNIT_US), *_SHARED)
+    modeled: tuple[AnyConfig, ...] = (*(by_tokens[tokens] for tokens in _UNIT_US), *_SHARED)
     found: list[tuple[MRange, AnyConfig]] = []
     low = LOWEST_M
 
