@@ -1,3 +1,4 @@
+import itertools
 import logging
 
 import numpy as np
@@ -120,22 +121,23 @@ def on_gpu(array):
     return tvm.runtime.tensor(array, tvm.cuda(0))
 
 
-GPU_CONFIGS = [
-    LARGE,
-    MIDDLE,
-    SMALL,
-    WgmmaConfig(48, 2, 4, 3, 1, overhead=0),
-    SHARED_LARGE,
-    SharedWgmmaConfig(192, 4, 3, 2, overhead=0),
+RS_CONFIGS = [LARGE, MIDDLE, SMALL, WgmmaConfig(48, 2, 4, 3, 1, overhead=0)]
+NUMBERS = [
+    *itertools.product(((8, 48), (24, 16), (100, 2880), (1040, 1280)), ("float16", "bfloat16"), RS_CONFIGS),
+    ((24, 16), "bfloat16", SHARED_LARGE),
+    ((100, 2880), "float16", SHARED_LARGE),
+    ((1040, 1280), "float16", SharedWgmmaConfig(192, 4, 3, 2, overhead=0)),
+    ((1040, 1280), "bfloat16", SHARED_MIDDLE),
 ]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("config", GPU_CONFIGS, ids=lambda config: config.name)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("N", "K"), [(8, 48), (24, 16), (100, 2880), (1040, 1280)])
-def test_numbers_on_the_gpu(N, K, dtype, config):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "config"), NUMBERS, ids=lambda value: value if isinstance(value, str) else None
+)
+def test_numbers_on_the_gpu(shape, dtype, config):
+    N, K = shape
     rng = np.random.default_rng(N + K)
     weight = Weight.random(rng, N, K)
     if dtype == "float16":
