@@ -25,7 +25,6 @@ _TILES = tuple(
     for tokens, x_stages, w_stages in ((32, 6, 4), (48, 6, 4), (64, 6, 4), (96, 5, 3), (128, 4, 3))
     for warpgroups, warp_tiles in ((2, 2), (3, 1))
 )
-_MAX_TOKENS = max(config.tokens for config in _TILES)
 #: Clusters of 1, 2, .. 8 blocks, a block an SM, that an H200 runs at the same time (cuOccupancyMaxActiveClusters):
 #: a cluster lies in one GPC, and these have different numbers of SMs.
 _AT_ONCE = (132, 66, 39, 30, 22, 17, 15, 15)
@@ -37,8 +36,6 @@ _UNIT, _UNIT_TOKEN, _UNIT_ROWS, _UNIT_EXPONENT = 0.62, 0.0066, 256, 0.85
 _UNLOADED, _LOAD = 0.9, 0.2
 #: The family is chosen if it should take less than this share of the other's time: the models are that exact.
 _MARGIN = 0.95
-#: Tiles of tokens; beyond, weights would be decoded too often.
-_MAX_TOKEN_TILES = 2
 #: The wgmma GEMM: microseconds of its start, and of a unit of 128 rows for no tokens and per token. Several blocks
 #: on an SM, or wider ones, are a little faster than the product of their rows says.
 _WGMMA_START, _WGMMA_UNIT, _WGMMA_TOKEN, _WGMMA_EXPONENT = 5.0, 0.25, 0.0047, 0.85
@@ -68,13 +65,12 @@ def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, ClusterConfig]]:
     others = wgmma_choices(N, K, arch)
     found: list[tuple[MRange, ClusterConfig]] = []
     low = LOWEST_M
-    for high in sorted({tile.tokens * n for tile in _TILES for n in range(1, _MAX_TOKEN_TILES + 1)}):
-        # Two tiles of tokens only where one cannot hold them
-        token_tiles = 1 if high <= _MAX_TOKENS else _MAX_TOKEN_TILES
+    # With two tiles of tokens weights would be decoded twice: from there on the wgmma GEMM is no slower
+    for high in sorted({tile.tokens for tile in _TILES}):
         options = [
             replace(tile, cluster=cluster)
             for tile in _TILES
-            if tile.tokens * token_tiles >= high
+            if tile.tokens >= high
             for cluster in range(1, MAX_CLUSTER + 1)
         ]
         time, config = min(((_cluster_time(c, N, K, high), c) for c in options), key=lambda option: option[0])

@@ -15,7 +15,7 @@ SHAPES = st.tuples(st.integers(1, 50000), st.integers(1, 2000).map(lambda k: 16 
 def test_ranges_are_in_order_and_configurations_fit(shape):
     low = LOWEST_M
     for m_range, config in choices(*shape, HOPPER):
-        assert low <= m_range.low <= m_range.high <= 256
+        assert low <= m_range.low <= m_range.high <= 128
         low = m_range.high + 1
         # setmaxnreg: no more than the block got at its launch
         given_up = config.registers - config.producer_registers
