@@ -7,60 +7,29 @@ The kernel is in :mod:`nvfp4_tvm.schedules.gemm_cluster_kernel`, and which M it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
-from tvm.target import Target
-
-from nvfp4_tvm.arch import Arch, get_arch
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
+from nvfp4_tvm.arch import Arch
+from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_cluster_choice import choices
 from nvfp4_tvm.schedules.gemm_cluster_config import ClusterConfig
 from nvfp4_tvm.schedules.gemm_cluster_kernel import arguments, matmul_kernel
+from nvfp4_tvm.schedules.hopper_rule import HopperRule
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
 
-class GemmCluster(KernelRule):
-    """Any N and K on sm_90, bf16 and fp16 activations, where the model of its time says so.
-
-    Parameters
-    ----------
-    config : ClusterConfig, optional
-        Use this configuration for every M instead of choosing one; tuners and tests pass it.
-    """
+class GemmCluster(HopperRule[ClusterConfig]):
+    """The M for which a model of its time says so, see `HopperRule`."""
 
     name = "gemm_cluster"
 
-    def __init__(self, config: ClusterConfig | None = None) -> None:
-        self.config = config
+    def choices(self, N: int, K: int, arch: Arch) -> Sequence[tuple[MRange, ClusterConfig]]:
+        """Return the ranges of M with their configurations, in order."""
+        return choices(N, K, arch)
 
-    def ranges(self, N: int, K: int, arch: Arch) -> Sequence[MRange]:
-        """Return the ranges of M that have one configuration each, in order."""
-        if not arch.wgmma:
-            return []
-        if self.config is not None:
-            return [MRange()]
-        return [m_range for m_range, _ in choices(N, K, arch)]
-
-    def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
-        """Return the kernel, or None where it does not apply or others are faster."""
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        arch = get_arch(str(target.attrs["arch"]))
-        if not arch.wgmma:
-            return self.refuse(problem, f"{arch.name} has no wgmma")
-        if problem.x_dtype == "float32":
-            return self.refuse(problem, "wgmma reads 16-bit activations, found float32")
-        config = self.config
-        if config is None:
-            found = [c for m_range, c in choices(problem.N, problem.K, arch) if m_range.covers(problem.M)]
-            if not found:
-                return self.refuse(
-                    problem, f"others are faster, or no one configuration covers M {problem.M}"
-                )
-            (config,) = found
-        anywhere = replace(problem, M=MRange(), dynamic=True)  # ranges share configurations, hence kernels
-        return cluster_kernel(anywhere, config)
+    def kernel(self, problem: MatmulProblem, config: ClusterConfig, arch: Arch) -> CudaKernel:
+        """Return the kernel of one configuration, for any M."""
+        return cluster_kernel(problem, config)
 
 
 @lru_cache(maxsize=32)

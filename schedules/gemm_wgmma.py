@@ -12,66 +12,34 @@ memory are divided.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import lru_cache
 
-from tvm.target import Target
-
-from nvfp4_tvm.arch import ARCHS, Arch, get_arch
+from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules import gemm_wgmma_kernel as rs
 from nvfp4_tvm.schedules import gemm_wgmma_ss_kernel as ss
 from nvfp4_tvm.schedules.activation_kernel import tile_activations_kernel
 from nvfp4_tvm.schedules.activation_layout import tiles_shape
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
+from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_hand_over_kernel import zero_flags_kernel
 from nvfp4_tvm.schedules.gemm_wgmma_choice import AnyConfig, choices
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
+from nvfp4_tvm.schedules.hopper_rule import HopperRule
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
 
 
-class GemmWgmma(KernelRule):
-    """Any N and K on sm_90, bf16 and fp16 activations, M from 17 (fewer rows belong to the GEMV family).
-
-    Parameters
-    ----------
-    config : WgmmaConfig or SharedWgmmaConfig, optional
-        Use this configuration for every M instead of choosing one; tuners and tests pass it.
-    """
+class GemmWgmma(HopperRule[AnyConfig]):
+    """M from 17 (fewer rows belong to the GEMV family), see `HopperRule`."""
 
     name = "gemm_wgmma"
 
-    def __init__(self, config: AnyConfig | None = None) -> None:
-        self.config = config
+    def choices(self, N: int, K: int, arch: Arch) -> Sequence[tuple[MRange, AnyConfig]]:
+        """Return the ranges of M with their configurations, in order."""
+        return choices(N, K, arch)
 
-    def ranges(self, N: int, K: int, arch: Arch) -> list[MRange]:
-        """Return the ranges of M that have one configuration each, in order."""
-        if not arch.wgmma:
-            return []
-        if self.config is not None:
-            return [MRange()]
-        return [m_range for m_range, _ in choices(N, K, arch)]
-
-    def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
-        """Return the kernel, or None where it does not apply or the range of M spans two configurations."""
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        arch = get_arch(str(target.attrs["arch"]))
-        if not arch.wgmma:
-            return self.refuse(problem, f"{arch.name} has no wgmma, expected {_wgmma_names()}")
-        if problem.x_dtype == "float32":
-            return self.refuse(problem, "wgmma reads 16-bit activations, found float32")
-        config = self.config
-        if config is None:
-            found = [c for m_range, c in choices(problem.N, problem.K, arch) if m_range.covers(problem.M)]
-            if not found:
-                return self.refuse(problem, f"no one configuration covers M {problem.M}")
-            (config,) = found
-        anywhere = replace(problem, M=MRange(), dynamic=True)  # ranges share configurations, hence kernels
-        return wgmma_kernel(anywhere, config, max(card.sms for card in arch.cards))
-
-
-def _wgmma_names() -> str:
-    return ", ".join(arch.name for arch in ARCHS.values() if arch.wgmma)
+    def kernel(self, problem: MatmulProblem, config: AnyConfig, arch: Arch) -> CudaKernel:
+        """Return the kernel of one configuration, for any M."""
+        return wgmma_kernel(problem, config, max(card.sms for card in arch.cards))
 
 
 @lru_cache(maxsize=32)

@@ -58,7 +58,13 @@ def registers(NB: int, NT: int, D: int) -> int:
     fixed = 20 + 4 * NT * NB + 4 * NB
     if NB == 1:
         return fixed + 9 * NT * max(2 * D, 3) // 2
-    return fixed + 9 * NT * D + 12 * (NT - 1) + (16 if D == 1 else 0) + (16 if NB > 3 else 0)
+    return (
+        fixed
+        + 9 * NT * D
+        + 12 * (NT - 1)
+        + (8 * (NB - 1) * (NT - 1) if D == 1 else 0)
+        + (16 if NB > 3 else 0)
+    )
 
 
 def candidates(N: int, K: int, NB: int, arch: Arch) -> Iterator[tuple[float, GemvConfig]]:
