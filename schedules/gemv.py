@@ -99,9 +99,18 @@ def choose(N: int, K: int, high: int, arch: Arch) -> GemvConfig:
 
 
 class Gemv(KernelRule):
-    """At most 16 rows of bfloat16 or float16 activations."""
+    """At most 16 rows of bfloat16 or float16 activations.
+
+    Parameters
+    ----------
+    config : GemvConfig, optional
+        Instead of the one :func:`choose` would take.
+    """
 
     name = "gemv"
+
+    def __init__(self, config: GemvConfig | None = None) -> None:
+        self.config = config
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """Return the kernel, or None for more rows, other activations or another target."""
@@ -115,6 +124,6 @@ class Gemv(KernelRule):
         if problem.M.high is None or problem.M.high > MAX_M:
             return self.refuse(problem, f"M is {problem.M}, expected at most {MAX_M}")
         NB = -(-problem.M.high // TOKENS)
-        config = choose(problem.N, problem.K, problem.M.high, arch)
+        config = self.config or choose(problem.N, problem.K, problem.M.high, arch)
         function, arguments = gemv(problem, NB, config)
         return CudaKernel(f"gemv_m{NB * TOKENS}_{config}", (Launch(function, arguments, "tirx"),))
