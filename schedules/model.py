@@ -27,9 +27,9 @@ from nvfp4_tvm.arch import ARCHS, Arch, Card
 COPY_SHARE = 0.883
 #: From asking for a byte of cold memory to having it, under load, microseconds (H200; assumed elsewhere).
 LATENCY = 1.5
-#: Share of the datasheet's tensor rate that mma.sync reaches: 545 of 989 TFLOP/s on an H200, whose full rate only
+#: Share of the datasheet's tensor rate that mma.sync reaches: 527 of 989 TFLOP/s on an H200, whose full rate only
 #: wgmma has. 0.85 elsewhere is an assumption.
-MMA_SYNC_SHARE = {"sm_90": 0.55}
+MMA_SYNC_SHARE = {"sm_90": 0.533}
 _MMA_SYNC_SHARE = 0.85
 #: Bytes of 16 weights: 8 of codes, one scale.
 _GROUP_BYTES = layout.GROUP_SIZE // 2 + 1

