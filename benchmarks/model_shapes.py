@@ -2,7 +2,7 @@
 
     python -m benchmarks.model_shapes            print them as ``nvfp4-tvm tune --shapes`` takes them
 
-Dimensions are those of the models' ``config.json``. Gemma 4 12B and 31B have MLPs of the sizes of Gemma 3 12B and 27B.
+Dimensions are those of the models' ``config.json``. Gemma 4 12B and 31B have the MLPs of Gemma 3 12B and 27B.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ with a journal of outcomes it therefore goes the same way again, which is how a 
 
 1. For each range of M, the kernel that is used without a record, the families' best by their models, then
    generations of those with one decision changed, and random ones.
-2. The best few of each range once more, beside the best of its neighbours: first figures are noisy, and the
+2. The best few of each range once more, beside the best of ranges around it: first figures are noisy, and the
    luckiest of many is not the best.
-3. From the smallest M up, a range keeps the kernel of the one before unless another is faster by `WORTH_A_KERNEL`.
+3. From the smallest M up, a range takes a kernel of the ranges before it unless another is faster by
+   `WORTH_A_KERNEL`, and what runs without a record unless another is faster by the resolution of the times.
 4. Between two ranges, bisection for the M from which the upper one's kernel is faster: ranges of M are found, the
    bounds given are where they are looked for.
 """
@@ -19,6 +20,7 @@ import random
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from math import inf
 
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
@@ -31,8 +33,8 @@ from nvfp4_tvm.tuning.trial import Candidate, Outcome, Trial
 #: Last rows of the ranges that are searched; the last range has no end. Beyond 16 those of the mma.sync GEMM's own
 #: model: a record holds for all of its range, so that wider ones would lose what the model tells apart.
 BOUNDS = (1, 4, 8, 16, *MMA_BOUNDS)
-#: So many of a range are compared again.
-FINALISTS = 3
+#: So many of a range are compared again, with the best of so many ranges before it and of the next one.
+FINALISTS, _BEFORE = 3, 4
 #: Candidates of a family that a range chooses from, by its model.
 _POOL = 512
 #: Share of the trials that the models choose; the rest are spread over so many generations.
@@ -157,8 +159,10 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
 
     finalists = []
     for i, part in enumerate(parts):
-        around = [c for other in parts[max(0, i - 1) : i + 2] if other is not part for c in other.best(1)]
-        own = part.best(FINALISTS) + ([part.default] if part.default in part.best(len(part.tried)) else [])
+        around = [
+            c for other in parts[max(0, i - _BEFORE) : i + 2] if other is not part for c in other.best(1)
+        ]
+        own = part.best(FINALISTS) + ([part.default] if part.default in part.tried else [])
         legal = [c for c in around if space_of(c.family).legal(c.config, problem.N, problem.K, part.M, arch)]
         finalists.append(list(dict.fromkeys(own + legal)))
     outcomes = yield [
@@ -167,15 +171,24 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
     winners: list[tuple[_Part, Candidate]] = []
     for part, some in zip(parts, finalists, strict=True):
         costs = {c: outcomes[Trial(problem, c, part.rows, 1)].cost for c in some}
-        best = min(costs, key=lambda c: (costs[c], str(c)))
-        before = winners[-1][1] if winners and winners[-1][0].M.high == part.M.low - 1 else None
-        if before in costs and costs[before] <= WORTH_A_KERNEL * costs[best] and not settings.fixed:
-            best = before
-        elif part.default in costs and costs[part.default] <= settings.resolution * costs[best]:
-            best = part.default
-        winners.append((part, best))
+        if min(costs.values()) < inf:
+            winners.append((part, _winner(costs, part.default, [c for _, c in winners], settings)))
+
     ends = yield from _crossovers(problem, arch, winners, settings)
     return _findings(problem, winners, ends, outcomes, settings)
+
+
+def _winner(
+    costs: dict[Candidate, float], default: Candidate | None, before: Sequence[Candidate], settings: Settings
+) -> Candidate:
+    """Return what a range gets: a kernel that is there already, the default, or the best, by what it is worth."""
+    best = min(costs, key=lambda c: (costs[c], str(c)))
+    known = min((c for c in before if c in costs), key=lambda c: (costs[c], str(c)), default=best)
+    if costs[known] <= WORTH_A_KERNEL * costs[best] and not settings.fixed:
+        return known
+    if default is not None and costs.get(default, inf) <= settings.resolution * costs[best]:
+        return default
+    return best
 
 
 def _part(problem: MatmulProblem, M: MRange, arch: Arch, families: Iterable[str]) -> _Part:

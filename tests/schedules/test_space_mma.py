@@ -43,8 +43,9 @@ def test_a_trace_replays_to_the_same_schedule(sampled):
 
 
 def test_a_trace_survives_json():
-    sch = scheduled(PROBLEM, CANDIDATES[7].config, SM_89)
-    again = s_tir.Schedule(gemm_mma(PROBLEM, CANDIDATES[7].config))
+    config = SPACE.candidates(PROBLEM.N, PROBLEM.K, PROBLEM.M, SM_89)[0]
+    sch = scheduled(PROBLEM, config, SM_89)
+    again = s_tir.Schedule(gemm_mma(PROBLEM, config))
     type(sch.trace).apply_json_to_schedule(sch.trace.as_json(), again)
     assert tvm_ffi.structural_equal(sch.mod, again.mod)
 
