@@ -2,9 +2,9 @@
 
     python -m benchmarks.sweep 4096x4096 --rows 1,32,512 --candidates 100 -o benchmarks/results/sweep_NAME.json
 
-A time counts only if the kernel's result is right (`nvfp4_tvm.tuning.cuda_runner`). The table has the best of each M
-with the model's own first choice and the rank that the model gave to the best; the picture has them all, predicted
-against measured.
+A time counts only if the kernel's result is right (`nvfp4_tvm.tuning.cuda_runner`). The table has the best of
+each M with the model's own first choice and the rank that the model gave to the best; the picture has them all,
+predicted against measured.
 """
 
 from __future__ import annotations

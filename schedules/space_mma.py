@@ -204,7 +204,7 @@ def design_space(problem: MatmulProblem, arch: Arch) -> ms.space_generator.Sched
         while len(decided) < len(SPACE.decisions):
             values = following[decided]
             decided += (int(sch.get(sch.sample_categorical(list(values), _even(values)))),)
-        config = SPACE.make(dict(zip(SPACE.decisions, decided, strict=True)))
+        config = MmaConfig(**dict(zip(SPACE.decisions, decided, strict=True)))
         return [scheduled(problem, config, arch)]
 
     return ms.space_generator.ScheduleFn(generate, sch_rules=[], postprocs=[], mutator_probs={})

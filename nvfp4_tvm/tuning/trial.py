@@ -110,8 +110,8 @@ class Outcome:
             If a field is missing or wrong.
         """
         time, floor, error = (raw.get(name) for name in ("time_us", "floor_us", "error"))
-        numbers = isinstance(floor, float | int) and isinstance(time, float | int | None)
-        if not numbers or not isinstance(error, str | None) or (time is None) == (error is None):
+        right = isinstance(time, float | int | None) and isinstance(error, str | None)
+        if not isinstance(floor, float | int) or not right or (time is None) == (error is None):
             raise NVFP4Error(f"found {raw!r}, expected floor_us and either time_us or error")
         return cls(time, floor, error)
 
