@@ -31,6 +31,8 @@ from nvfp4_tvm.tuning.trial import Outcome, Trial
 #: Largest relative Frobenius error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the
 #: accumulation (7e-6).
 ERROR = {"bfloat16": 1.70e-3, "float16": 2.2e-4, "float32": 5e-5}
+#: Few elements can be off by more on average, rounded as well as can be: times the error of rounding them once.
+_SLACK = 1.01
 #: One element may be off by its rounding and by this share of the result's root mean square.
 _ELEMENT = 1e-3
 #: Exact results are made for so many rows at each end.
@@ -258,8 +260,10 @@ def check(
         return "wrong: the same call gives other bits"
     difference = out[rows].double() - exact
     error = float(difference.norm() / exact.norm())
-    if not error <= ERROR[dtype]:
-        return f"wrong: relative error {error:.3g}, expected at most {ERROR[dtype]:.3g}"
+    rounding = float((exact.to(out.dtype).double() - exact).norm() / exact.norm())
+    bar = max(ERROR[dtype], _SLACK * rounding)
+    if not error <= bar:
+        return f"wrong: relative error {error:.3g}, expected at most {bar:.3g}"
     allowed = exact.abs() * (torch.finfo(out.dtype).eps / 2 * 1.01) + _ELEMENT * exact.square().mean().sqrt()
     if not bool((difference.abs() <= allowed).all()):
         return "wrong: an element is off by more than its rounding"
