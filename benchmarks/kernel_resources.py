@@ -186,10 +186,11 @@ def _missing(family: str, counts: dict[str, int]) -> list[str]:
     found = []
     if not counts.get("LDG.128") and not counts.get("LDGSTS.128"):
         found.append("no 16-byte load from global memory in its machine code")
-    ahead = {"gemm_mma": ("LDGSTS",), "gemm_wgmma": ("UBLKCP", "UTMALDG")}.get(family, ())
+    copies = {"gemm_mma": ("LDGSTS",), "gemm_cluster": ("LDGSTS",), "gemm_wgmma": ("UBLKCP", "UTMALDG")}
+    ahead = copies.get(family, ())
     if ahead and not any(counts.get(name) for name in ahead):
         found.append(f"no {' or '.join(ahead)} in its machine code")
-    if family == "gemm_wgmma" and not counts.get("HGMMA"):
+    if family in ("gemm_cluster", "gemm_wgmma") and not counts.get("HGMMA"):
         found.append("no HGMMA in its machine code")
     return found
 

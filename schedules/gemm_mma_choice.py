@@ -3,8 +3,8 @@
 The time of a launch is close to ``START + blocks per SM * stages of a block * cost``, whether the blocks of an SM
 run one after the other or side by side. ``cost`` is measured: microseconds a block needs for 128 k on an H200
 (kernels built for sm_89, weights cold; N x K of 21504 x 5376, M = 48 to 777, within 3 % where an SM has several
-blocks). That other cards are faster or slower at all of the tiles alike is an assumption; what decides is how well
-tiles fill a card.
+blocks; tiles of 32 tokens at M = 32, within 5 %, over 5376 x 21504 and 4096 x 4096 too). That other cards are
+faster or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ WORTH_A_KERNEL = 1.03
 
 #: Launch, prologue and epilogue of a block, microseconds.
 START = 5.0
-#: How much longer a block takes that has an SM for itself: one warp a scheduler. 1.10 to 1.15, measured.
-ALONE = 1.12
 #: The launch that adds the splits: microseconds, and bytes it reads and writes a microsecond. Estimates.
 ADD_START, ADD_RATE = 4.0, 4.0e6
-MAX_SPLITS = 6
+MAX_SPLITS = 4
 #: Most memory the sums of the splits may take.
 MAX_SUMS = 128 * MIB
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration and its ``cost``."""
+    """A configuration and its ``cost``, and the one of blocks alone on their SMs, where that was measured."""
 
     config: MmaConfig
     cost: float
+    alone: float | None = None
 
 
 CANDIDATES = (
@@ -56,10 +55,10 @@ CANDIDATES = (
     Candidate(MmaConfig(112, 128, 112, 32, stages=2), 1.095),
     Candidate(MmaConfig(96, 128, 96, 32, stages=2), 0.98),
     Candidate(MmaConfig(80, 128, 80, 32, stages=2), 0.845),
-    Candidate(MmaConfig(96, 192, 96, 48, stages=2), 1.41),
-    Candidate(MmaConfig(80, 192, 80, 48, stages=2), 1.18),
-    Candidate(MmaConfig(64, 192, 64, 48, stages=3), 0.99),
-    Candidate(MmaConfig(48, 192, 48, 48, stages=3), 0.836),
+    Candidate(MmaConfig(96, 192, 96, 48, stages=2), 1.41, 1.55),
+    Candidate(MmaConfig(80, 192, 80, 48, stages=2), 1.18, 1.27),
+    Candidate(MmaConfig(64, 192, 64, 48, stages=3), 0.99, 1.13),
+    Candidate(MmaConfig(48, 192, 48, 48, stages=3), 0.836, 0.94),
     Candidate(MmaConfig(128, 96, 64, 48, stages=2), 1.01),
     Candidate(MmaConfig(96, 96, 96, 48, k_warps=2, stages=2), 0.735),
     Candidate(MmaConfig(80, 96, 80, 48, k_warps=2, stages=2), 0.61),
@@ -71,8 +70,8 @@ CANDIDATES = (
     Candidate(MmaConfig(48, 64, 48, 32, k_warps=2, stages=3), 0.302),
     Candidate(MmaConfig(32, 96, 32, 48, k_warps=2, stages=4), 0.343),
     Candidate(MmaConfig(32, 64, 32, 32, k_warps=2, stages=4), 0.243),
-    Candidate(MmaConfig(64, 32, 64, 32, k_warps=4, stages=4), 0.214),
-    Candidate(MmaConfig(32, 32, 32, 32, k_warps=4, stages=4), 0.15),
+    Candidate(MmaConfig(64, 32, 64, 32, k_warps=4, stages=4), 0.229, 0.249),
+    Candidate(MmaConfig(32, 32, 32, 32, k_warps=4, stages=4), 0.168),
 )
 
 
@@ -92,7 +91,7 @@ def predicted_time(candidate: Candidate, N: int, K: int, M: int, sms: int) -> fl
     config = candidate.config
     blocks = -(-M // config.block_m) * -(-N // config.block_n) * config.splits
     stages = config.stages_along_k(K) * config.block_k / layout.TILE_K
-    cost = candidate.cost * (ALONE if blocks <= sms else 1)
+    cost = candidate.alone if candidate.alone is not None and blocks <= sms else candidate.cost
     time = START + -(-blocks // sms) * stages * cost
     if config.splits > 1:
         time += ADD_START + (config.splits + 1) * 4 * M * N / ADD_RATE

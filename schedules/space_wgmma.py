@@ -1,4 +1,4 @@
-"""The search space of the wgmma GEMM: a table of parameters."""
+"""The search space of the wgmma GEMM that decodes weights in registers: a table of parameters."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class WgmmaSpace(Space):
         return MRange(LOWEST_M) if arch.wgmma else None
 
     def default(self, N: int, K: int, M: MRange, arch: Arch) -> WgmmaConfig | None:
-        """See `Space.default`: what serves the most rows of the range."""
+        """See `Space.default`: what serves the most rows of the range, unless the other wgmma GEMM does."""
         rows = M.low if M.high is None else M.high
-        return next((config for part, config in choices(N, K, arch) if rows in part), None)
+        config = next((config for part, config in choices(N, K, arch) if rows in part), None)
+        return config if isinstance(config, WgmmaConfig) else None
 
     def footprint(self, config: WgmmaConfig, M: int) -> Footprint:
         """See `Space.footprint`."""

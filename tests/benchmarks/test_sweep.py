@@ -10,14 +10,14 @@ from nvfp4_tvm.schedules.base import MatmulProblem
 
 
 def test_rows_and_table():
-    rows = sweep.sweep(MatmulProblem(64, 512), [1, 32], 12, SimulatedRunner(ARCHS["sm_89"]), None)
-    assert {(row["M"], row["family"]) for row in rows} == {(1, "gemv"), (32, "gemm_mma")}
+    rows = sweep.sweep(MatmulProblem(64, 512), [1, 48], 12, SimulatedRunner(ARCHS["sm_89"]), None)
+    assert {(row["M"], row["family"]) for row in rows} == {(1, "gemv"), (48, "gemm_mma")}
     assert [row["rank"] for row in rows if row["M"] == 1] == list(range(sum(row["M"] == 1 for row in rows)))
     wrong = [row for row in rows if row["measured_us"] is None]
     assert all(row["error"].startswith("wrong") for row in wrong)
     text = sweep.table(rows)
-    best = min((r for r in rows if r["M"] == 32 and not r["error"]), key=lambda r: r["measured_us"])
-    assert f"| 32, gemm_mma | {best['kernel']} | {best['measured_us']:.2f} |" in text
+    best = min((r for r in rows if r["M"] == 48 and not r["error"]), key=lambda r: r["measured_us"])
+    assert f"| 48, gemm_mma | {best['kernel']} | {best['measured_us']:.2f} |" in text
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
@@ -25,7 +25,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     arguments = [
         "64x512",
         "--rows",
-        "1,32",
+        "1,48",
         "--candidates",
         "3",
         "--device",

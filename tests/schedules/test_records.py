@@ -99,7 +99,7 @@ def test_damaged_records_are_refused(path, change, message):
 def test_a_configuration_outside_of_the_space_is_refused(path):
     """It would build, but nobody said that it may."""
     config = json.loads(path.read_text().splitlines()[1])["config"]
-    rewritten(path, 1, config=config | {"KS": 9})
+    rewritten(path, 1, config=config | {"resident": 7})
     with pytest.raises(DatabaseError, match="is not in the space of gemv"):
         Database.read(path)
 

@@ -9,6 +9,7 @@ from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
 from nvfp4_tvm.schedules.spaces import space_of
+from nvfp4_tvm.target import resolve_target
 from nvfp4_tvm.torch_library import load_library
 from nvfp4_tvm.tuning.build import Builder, compile_build
 from nvfp4_tvm.tuning.trial import Candidate, Trial
@@ -45,6 +46,17 @@ def test_a_candidate_becomes_a_library(folder):
     library = load_library(path)
     assert library.rows == (1,) and callable(library.function)
     assert compile_build(build(3), "sm_89") == path and len(list(folder.glob("*.so"))) == 1
+
+
+@pytest.mark.parametrize("family", ["gemm_cluster", "gemm_wgmma_ss"])
+def test_candidates_of_every_hopper_kernel_make_one(family):
+    space, arch = space_of(family), ARCHS["sm_90"]
+    M = MRange(17, 32) if family == "gemm_cluster" else MRange(193, 256)
+    candidate = Candidate(family, space.candidates(PROBLEM.N, PROBLEM.K, M, arch)[0])
+    one = Trial(PROBLEM, candidate, M.high).build(arch)
+    assert one.problem.M.covers(M)
+    kernel = space.rule(candidate.config).apply(one.problem, resolve_target("cuda:sm_90").target)
+    assert kernel is not None and candidate.config.name in kernel.name
 
 
 def test_why_there_is_no_library():

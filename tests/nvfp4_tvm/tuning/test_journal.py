@@ -29,7 +29,9 @@ def test_what_is_added_is_there_again(path):
 
 def test_an_unfinished_line_is_cut_off(path):
     whole = path.read_bytes()
-    for end in range(whole.index(b"\n") + 1, len(whole)):
+    lines = [at for at, byte in enumerate(whole) if byte == ord("\n")]
+    ends = {at + by for at in lines for by in (-1, 0, 1, 2)} | set(range(lines[0] + 1, len(whole), 17))
+    for end in sorted(end for end in ends if lines[0] < end < len(whole)):
         path.write_bytes(whole[:end])
         with Journal(path, RUN) as journal:
             kept = dict(list(OUTCOMES.items())[: whole[:end].count(b"\n") - 1])

@@ -6,7 +6,9 @@ from simulated_runner import SimulatedRunner
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
+from nvfp4_tvm.target import resolve_target
 from nvfp4_tvm.tuning.search import Settings, ranges_of, search
 
 PROBLEM = MatmulProblem(4096, 4096)
@@ -52,6 +54,28 @@ def test_findings(arch):
     assert by_range[0].candidate.config == space_of(by_range[0].candidate.family).default(
         4096, 4096, MRange(65, 512), ARCHS[arch]
     )
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "M", "family"),
+    [
+        (4096, 4096, MRange(9, 16), "gemv"),
+        (4096, 4096, MRange(65, 96), "gemm_cluster"),
+        (21504, 5376, MRange(289, 304), "gemm_wgmma"),
+        (4096, 4096, MRange(2049), "gemm_wgmma_ss"),
+    ],
+)
+def test_what_runs_without_a_record_is_the_dispatchs_choice(N, K, M, family):
+    problem = MatmulProblem(N, K, M)
+    generator = search(MatmulProblem(N, K), ARCHS["sm_90"], Settings(trials=2, ranges=(M,)))
+    first = next(generator)[0].candidate
+    kernels = kernels_for(problem, resolve_target("cuda:sm_90").target)
+    space = space_of(family)
+    assert first.family == family
+    expected = space.rule(first.config).apply(
+        replace(problem, dynamic=True), resolve_target("cuda:sm_90").target
+    )
+    assert kernels[-1][2].name == expected.name
 
 
 def test_the_same_every_time_and_another_seed_differs():
