@@ -48,6 +48,11 @@ class Card:
         Size of the level-2 cache.
     bandwidth : float
         Peak memory bandwidth of the datasheet in bytes per second (10^9, not 2^30).
+    tensor_flops : float
+        Peak of dense bf16 tensor cores with fp32 accumulation, operations per second. GeForce cards accumulate in
+        fp32 at half the rate of the same chip on a professional card.
+    boost_hz : float
+        Boost clock.
     source : str
         Where the figures are from.
     """
@@ -56,6 +61,8 @@ class Card:
     sms: int
     l2_bytes: int
     bandwidth: float
+    tensor_flops: float
+    boost_hz: float
     source: str
 
     def __post_init__(self) -> None:
@@ -63,6 +70,8 @@ class Card:
         assert self.l2_bytes % (512 * KIB) == 0 and self.l2_bytes >= MIB, (self.name, self.l2_bytes)
         # A slip between GB/s, GiB/s and bytes/s is the likely mistake here
         assert 1e11 <= self.bandwidth <= 1e13, (self.name, self.bandwidth)
+        # 512 (GeForce) to 4096 (Hopper) operations a clock of an SM; sparse figures would be twice that
+        assert 500 <= self.tensor_flops / self.sms / self.boost_hz <= 4200, self.name
         assert self.source, self.name
 
 
@@ -190,9 +199,27 @@ _ARCHS = (
         tma=False,
         pdl=False,
         cards=(
-            Card("A100 SXM 40GB", 108, 40 * MIB, 1555e9, "A100 Tensor Core GPU datasheet; A100 whitepaper"),
-            Card("A100 PCIe 80GB", 108, 40 * MIB, 1935e9, "A100 80GB datasheet; A100 whitepaper"),
-            Card("A100 SXM 80GB", 108, 40 * MIB, 2039e9, "A100 80GB datasheet; A100 whitepaper"),
+            Card(
+                "A100 SXM 40GB",
+                108,
+                40 * MIB,
+                1555e9,
+                312e12,
+                1.41e9,
+                "A100 Tensor Core GPU datasheet; A100 whitepaper",
+            ),
+            Card(
+                "A100 PCIe 80GB",
+                108,
+                40 * MIB,
+                1935e9,
+                312e12,
+                1.41e9,
+                "A100 80GB datasheet; A100 whitepaper",
+            ),
+            Card(
+                "A100 SXM 80GB", 108, 40 * MIB, 2039e9, 312e12, 1.41e9, "A100 80GB datasheet; A100 whitepaper"
+            ),
         ),
     ),
     Arch(
@@ -207,7 +234,9 @@ _ARCHS = (
         wgmma=False,
         tma=False,
         pdl=False,
-        cards=(Card("GeForce RTX 3090", 82, 6 * MIB, 936e9, "GA102 whitepaper v2.1, appendix"),),
+        cards=(
+            Card("GeForce RTX 3090", 82, 6 * MIB, 936e9, 71e12, 1.695e9, "GA102 whitepaper v2.1, appendix"),
+        ),
     ),
     Arch(
         name="sm_89",
@@ -222,8 +251,24 @@ _ARCHS = (
         tma=False,
         pdl=False,
         cards=(
-            Card("GeForce RTX 4090", 128, 72 * MIB, 1008e9, "Ada whitepaper v2.02, appendix A"),
-            Card("L40S", 142, 96 * MIB, 864e9, "L40S datasheet; L2 as of the L40, Ada whitepaper"),
+            Card(
+                "GeForce RTX 4090",
+                128,
+                72 * MIB,
+                1008e9,
+                165.2e12,
+                2.52e9,
+                "Ada whitepaper v2.02, appendix A",
+            ),
+            Card(
+                "L40S",
+                142,
+                96 * MIB,
+                864e9,
+                362e12,
+                2.52e9,
+                "L40S datasheet; L2 as of the L40, Ada whitepaper",
+            ),
         ),
     ),
     Arch(
@@ -239,9 +284,17 @@ _ARCHS = (
         tma=True,
         pdl=True,
         cards=(
-            Card("H100 PCIe", 114, 50 * MIB, 2000e9, "H100 datasheet; H100 whitepaper"),
-            Card("H100 SXM", 132, 50 * MIB, 3350e9, "H100 datasheet; H100 whitepaper"),
-            Card("H200 SXM", 132, 60 * MIB, 4800e9, "H200 datasheet; L2 as its driver reports it"),
+            Card("H100 PCIe", 114, 50 * MIB, 2000e9, 756e12, 1.755e9, "H100 datasheet; H100 whitepaper"),
+            Card("H100 SXM", 132, 50 * MIB, 3350e9, 989e12, 1.83e9, "H100 datasheet; H100 whitepaper"),
+            Card(
+                "H200 SXM",
+                132,
+                60 * MIB,
+                4800e9,
+                989e12,
+                1.83e9,
+                "H200 datasheet; L2 as its driver reports it",
+            ),
         ),
     ),
 )

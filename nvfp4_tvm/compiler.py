@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.checkpoint import open_checkpoint
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
@@ -33,6 +34,9 @@ from nvfp4_tvm.models.parameters import (
 from nvfp4_tvm.packing import build_transform, run_transform, split_transform
 from nvfp4_tvm.passes.pipeline import target_passes, weight_passes
 from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest
+from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.records import Database
+from nvfp4_tvm.schedules.tuned import provenance
 from nvfp4_tvm.target import ResolvedTarget, resolve_target
 
 logger = logging.getLogger(__name__)
@@ -82,6 +86,7 @@ def compile(
     dtype: str | None = None,
     context_length: int | None = None,
     prefill_chunk_size: int | None = None,
+    tuning_db: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -102,6 +107,8 @@ def compile(
         Longest text in tokens. Default: that of the model, at most 8192.
     prefill_chunk_size : int, optional
         Tokens of a prompt processed at once. Default: 2048, at most the context.
+    tuning_db : str or Path, optional
+        Database of ``nvfp4-tvm tune`` that chooses CUDA kernels, before the one that is shipped.
     force : bool
         Replace ``output`` if it is a compiled folder.
     progress : callable, optional
@@ -116,6 +123,7 @@ def compile(
     """
     output = Path(output)
     resolved = resolve_target(target)
+    database = nullcontext() if tuning_db is None else _database(Path(tuning_db), resolved).active()
     opened = open_checkpoint(checkpoint)
     config = DecoderConfig.from_hf(opened.config)
     longest = config.max_position_embeddings
@@ -148,7 +156,9 @@ def compile(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         work = Path(scratch) / output.name
         work.mkdir()
-        log = _build_library(mod, resolved, work / LIBRARY)
+        with database:
+            log = _build_library(mod, resolved, work / LIBRARY)
+            tuning = _provenance(sources, dtype, resolved)
         report("build", 2, 2)
         _write_params(opened, canonical, packed, transform, work, report)
         host = resolved.target.host or resolved.target
@@ -166,6 +176,7 @@ def compile(
             eos_token_ids=config.eos_token_ids,
             llvm_cpu=str(host.attrs.get("mcpu", "")),
             llvm_attributes=tuple(str(attribute) for attribute in host.attrs.get("mattr", ())),
+            tuning=tuning,
         )
         manifest.write(work)
         for pattern in COPIED:
@@ -175,6 +186,28 @@ def compile(
             shutil.rmtree(output)
         work.rename(output)
     return CompiledModel(output, manifest, log)
+
+
+def _database(path: Path, target: ResolvedTarget) -> Database:
+    """Read the database that is to choose the kernels."""
+    if target.device_type != "cuda":
+        raise NVFP4Error(f"{path}: holds records of CUDA kernels, the target is {target.name}; leave it out")
+    database, arch = Database.read(path), _arch(target)
+    if all(record.arch != arch for record in database.records):
+        raise NVFP4Error(f"{path}: has no records for {arch}; tune on such a GPU, or leave it out")
+    return database
+
+
+def _arch(target: ResolvedTarget) -> str:
+    return get_arch(str(target.target.attrs["arch"])).name
+
+
+def _provenance(sources: Sequence[ParamSource], dtype: str, target: ResolvedTarget) -> tuple[str, ...]:
+    """Say where the records that chose the kernels of quantized layers are from."""
+    if target.device_type != "cuda":
+        return ()
+    shapes = {(source.shape[0], 2 * source.shape[1]) for source in sources if source.field == "codes"}
+    return provenance([MatmulProblem(N, K, x_dtype=dtype) for N, K in sorted(shapes)], _arch(target))
 
 
 def _bounded(name: str, value: int | None, default: int, limit: int) -> int:

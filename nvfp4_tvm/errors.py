@@ -27,3 +27,7 @@ class TargetError(NVFP4Error):
 
 class LibraryError(NVFP4Error):
     """A compiled output folder is incomplete, foreign, or does not fit this installation."""
+
+
+class DatabaseError(NVFP4Error):
+    """A tuning database is unreadable, damaged, foreign, or for other versions."""

@@ -22,9 +22,11 @@ import tvm
 
 from nvfp4_tvm.codegen import cache
 from nvfp4_tvm.codegen.cuda_runtime import load_cuda_runtime
-from nvfp4_tvm.codegen.matmul import build_matmul
+from nvfp4_tvm.codegen.matmul import build_kernels, build_matmul
 from nvfp4_tvm.errors import TargetError
+from nvfp4_tvm.schedules import tuned
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.kernel import CudaKernel
 from nvfp4_tvm.target import cuda_target
 
 logger = logging.getLogger(__name__)
@@ -70,17 +72,29 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def library_path(problem: MatmulProblem, arch: str) -> Path | None:
-    """Return where the library of a problem belongs, or None if the cache is turned off."""
+def library_path(problem: MatmulProblem, arch: str, kernel: CudaKernel | None = None) -> Path | None:
+    """Return where the library of a problem belongs, or None if the cache is turned off.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+        What to compute.
+    arch : str
+        For which GPU.
+    kernel : CudaKernel, optional
+        What runs, whatever the dispatch would choose.
+    """
     folder = cache.cache_folder()
     if folder is None:
         return None
+    chosen = tuned.digest(arch) if kernel is None else f"kernel {kernel.name}"
     # The name of an entry for no source stands for the toolchain
-    made_of = "\0".join((_sources(), cache.entry_name("", arch), str(problem), str(cuda_target(arch).target)))
+    toolchain = cache.entry_name("", arch)
+    made_of = "\0".join((_sources(), toolchain, str(problem), str(cuda_target(arch).target), chosen))
     return folder / f"{hashlib.sha256(made_of.encode()).hexdigest()}.so"
 
 
-def find_library(problem: MatmulProblem, arch: str) -> Library:
+def find_library(problem: MatmulProblem, arch: str, kernel: CudaKernel | None = None) -> Library:
     """Load the library of a problem for a GPU architecture, or build it and keep it.
 
     Parameters
@@ -90,6 +104,8 @@ def find_library(problem: MatmulProblem, arch: str) -> Library:
     arch : str
         ``sm_80``, ``sm_86``, ``sm_89`` or ``sm_90``; a GPU of a later one translates the PTX, except of kernels
         that only sm_90a has.
+    kernel : CudaKernel, optional
+        What runs for every M of the problem, whatever the dispatch would choose.
 
     Raises
     ------
@@ -97,12 +113,17 @@ def find_library(problem: MatmulProblem, arch: str) -> Library:
         If no kernel applies or something to compile with is missing.
     """
     load_cuda_runtime()  # before TVM builds or loads: see there
-    path = library_path(problem, arch)
-    found = None if path is None else _load(path)
+    path = library_path(problem, arch, kernel)
+    found = None if path is None else load_library(path)
     if found is not None:
         return found
     logger.info("compiling %s for %s", problem, arch)
-    built = build_matmul(problem, cuda_target(arch).target)
+    target = cuda_target(arch).target
+    built = (
+        build_matmul(problem, target)
+        if kernel is None
+        else build_kernels(problem, [(problem.M, kernel)], target)
+    )
     # reversed: of a kernel that serves several ranges the first counts
     rows = tuple({kernel.name: m_range.low for m_range, kernel in reversed(built.kernels)}.values())[::-1]
     facts = {"name": built.name, "slope": built.bytes.slope, "constant": built.bytes.constant, "rows": rows}
@@ -111,7 +132,8 @@ def find_library(problem: MatmulProblem, arch: str) -> Library:
     return Library(built.function, built.bytes.slope, built.bytes.constant, rows)
 
 
-def _load(path: Path) -> Library | None:
+def load_library(path: Path) -> Library | None:
+    """Load a library that `find_library` kept, or return None if it is not there or not whole."""
     if not path.exists():
         return None
     try:

@@ -1,5 +1,7 @@
 """Which kernel runs for which M: one table an architecture; for CPUs, one PrimFunc that branches on M.
 
+Tuning records (:mod:`.tuned`) come before the table; where they say nothing, its families choose by themselves.
+
 The branch is host code around the kernels, so that one function per (N, K) serves prefill and decode. That of CUDA
 kernels is in :mod:`nvfp4_tvm.codegen.host`.
 """
@@ -24,6 +26,8 @@ from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma
 from nvfp4_tvm.schedules.gemv import Gemv
+from nvfp4_tvm.schedules.spaces import space_of
+from nvfp4_tvm.schedules.tuned import choices
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ def intersect(a: MRange, b: MRange) -> MRange | None:
 def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, KernelRule, Kernel]]:
     """Return the kernels that together cover ``problem.M``, lowest range first.
 
+    The active tuning database (:meth:`.records.Database.active`) is consulted before the shipped one.
+
     Raises
     ------
     TargetError
@@ -86,9 +92,34 @@ def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, Ke
     chosen = []
     for m_range, rules in table_for(target):
         part = intersect(m_range, problem.M)
-        if part is not None:
-            chosen += _choose(rules, replace(problem, M=part, dynamic=problem.static_M is None), target)
+        if part is None:
+            continue
+        asked = replace(problem, M=part, dynamic=problem.static_M is None)
+        for piece, rule in tuned_rules(asked, target):
+            kernel = None if rule is None else rule.apply(replace(asked, M=piece), target)
+            if rule is None or kernel is None:
+                chosen += _choose(rules, replace(asked, M=piece), target)
+            else:
+                chosen.append((piece, rule, kernel))
     return chosen
+
+
+def tuned_rules(problem: MatmulProblem, target: Target) -> Iterator[tuple[MRange, KernelRule | None]]:
+    """Cut the problem's range where tuning records change, with the family each piece gets; None without one."""
+    if target.kind.name != "cuda":
+        yield problem.M, None
+        return
+    at: int | None = problem.M.low
+    for choice in choices(problem, get_arch(str(target.attrs["arch"])).name):
+        part = None if at is None else intersect(choice.M, problem.M)
+        if part is None or at is None:
+            continue
+        if at < part.low:
+            yield MRange(at, part.low - 1), None
+        yield part, space_of(choice.family).rule(choice.config)
+        at = None if part.high is None or part.high == problem.M.high else part.high + 1
+    if at is not None:
+        yield MRange(at, problem.M.high), None
 
 
 def _choose(

@@ -41,7 +41,8 @@ _MARGIN = 0.95
 _WGMMA_START, _WGMMA_UNIT, _WGMMA_TOKEN, _WGMMA_EXPONENT = 5.0, 0.25, 0.0047, 0.85
 
 
-def _cluster_time(config: ClusterConfig, N: int, K: int, M: int) -> float:
+def cluster_time(config: ClusterConfig, N: int, K: int, M: int) -> float:
+    """Return the model's microseconds; stages do not count."""
     n_tiles, blocks = layout.tiles(N, K)
     tiles = -(-n_tiles // config.tiles) * -(-M // config.tokens)
     load = min(1.0, tiles * config.cluster / _AT_ONCE[0])
@@ -73,7 +74,7 @@ def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, ClusterConfig]]:
             if tile.tokens >= high
             for cluster in range(1, MAX_CLUSTER + 1)
         ]
-        time, config = min(((_cluster_time(c, N, K, high), c) for c in options), key=lambda option: option[0])
+        time, config = min(((cluster_time(c, N, K, high), c) for c in options), key=lambda option: option[0])
         (other,) = (config for m_range, config in others if high in m_range)
         if time < _MARGIN * _wgmma_time(other, N, K, high, sms):
             if found and found[-1][1] == config and found[-1][0].high == low - 1:

@@ -23,13 +23,17 @@ from nvfp4_tvm.schedules.lowering import BARRIER_BEFORE
 
 def schedule_gemm_mma(problem: MatmulProblem, config: MmaConfig, group_size: int = 16) -> s_tir.Schedule:
     """Return the scheduled launch, to be lowered by :mod:`.lowering`."""
-    return _Scheduler(problem, config, group_size).run()
+    return schedule_steps(s_tir.Schedule(gemm_mma(problem, config, group_size)), problem, config)
+
+
+def schedule_steps(sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfig) -> s_tir.Schedule:
+    """Apply the steps to a schedule of the block computation, whose trace may hold decisions already."""
+    return _Scheduler(sch, problem, config).run()
 
 
 class _Scheduler:
-    def __init__(self, problem: MatmulProblem, config: MmaConfig, group_size: int) -> None:
-        self.problem, self.config = problem, config
-        self.sch = s_tir.Schedule(gemm_mma(problem, config, group_size))
+    def __init__(self, sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfig) -> None:
+        self.sch, self.problem, self.config = sch, problem, config
 
     def run(self) -> s_tir.Schedule:
         """Apply all steps."""

@@ -73,11 +73,25 @@ def busiest_units(N: int, K: int, M: int, config: AnyConfig, sms: int) -> int:
 
 
 def modeled_time(N: int, K: int, M: int, config: AnyConfig, sms: int) -> float:
-    """Return the model's microseconds; for tiles of 96 tokens and more."""
+    """Return the model's microseconds; RS only for the tiles that its units were measured of."""
     work = busiest_units(N, K, M, config, sms) * config.warps * config.tokens / (WARPGROUP_WARPS * 512)
     if isinstance(config, SharedWgmmaConfig):
-        return work * _SHARED_UNIT_US[config.tokens] + _SHARED_START_US
+        return work * _shared_unit_us(config.tokens) + _SHARED_START_US
     return work * _UNIT_US[config.tokens] + _START_US + 4 * M * K * _REARRANGED_BYTE_US
+
+
+def _shared_unit_us(tokens: int) -> float:
+    """Return the microseconds of a unit by a token: between measured tiles the unit's time is a straight line.
+
+    Narrower ones take as long as the narrowest: for the decoder they are the same.
+    """
+    if tokens in _SHARED_UNIT_US:
+        return _SHARED_UNIT_US[tokens]
+    below = max((measured for measured in _SHARED_UNIT_US if measured < tokens), default=min(_SHARED_UNIT_US))
+    above = min(measured for measured in _SHARED_UNIT_US if measured > tokens)
+    times = {measured: measured * _SHARED_UNIT_US[measured] for measured in (below, above)}
+    slope = 0.0 if above == below else (times[above] - times[below]) / (above - below)
+    return (times[below] + slope * max(0, tokens - below)) / tokens
 
 
 def choices(N: int, K: int, arch: Arch) -> list[tuple[MRange, AnyConfig]]:

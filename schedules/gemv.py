@@ -68,25 +68,45 @@ def registers(NB: int, NT: int, D: int) -> int:
 
 
 def candidates(N: int, K: int, NB: int, arch: Arch) -> Iterator[tuple[float, GemvConfig]]:
-    """Yield configurations with a score that grows with the share of the memory's speed they should reach."""
+    """Yield configurations with their :func:`score`."""
     sms = usual_sms(arch)
-    tiles, steps = layout.tiles(N, K)
-    piece = layout.TILE_N * layout.TILE_K * 9 // 16  # bytes: 4 bits a code, 8 bits for 16 of them
+    _, steps = layout.tiles(N, K)
     for NT, KS, D in itertools.product(_TILES, (KS for KS in _WARPS if KS <= steps), _DEPTHS):
         shared = KS * TOKENS * (NT * layout.TILE_N + 4) * 4
         fit = arch.blocks_per_sm(KS * WARP_SIZE, registers(NB, NT, D), shared)
-        blocks, warp_steps = -(-tiles // NT), -(-steps // KS)
-        if shared > STATIC_SHARED_BYTES or not fit or D > max(2, warp_steps):
+        if shared > STATIC_SHARED_BYTES or not fit or D > max(2, -(-steps // KS)):
             continue
-        resident = min(fit, -(-blocks // sms))
-        waves = -(-blocks // (resident * sms))
-        # How full the SMs are over the waves, and the warps of a block over its steps
-        full = tiles / (NT * resident * sms * waves)
-        even = steps / (KS * warp_steps)
-        flight = min(1.0, resident * KS * NT * min(D, warp_steps) * piece / _BYTES_IN_FLIGHT)
-        busy = min(1.0, resident * KS / _BUSY_WARPS) ** _BUSY_EXPONENT
-        # Activations are loaded once for NT tiles
-        yield full * even * flight * busy / (1 + _TOKENS_COST * NB / NT), _config(KS, NT, D, K, arch)
+        config = _config(KS, NT, D, K, arch)
+        yield score(config, N, K, NB, fit, sms), config
+
+
+def score(config: GemvConfig, N: int, K: int, NB: int, fit: int, sms: int) -> float:
+    """Return a number that grows with the share of the memory's speed that a configuration should reach.
+
+    Parameters
+    ----------
+    config : GemvConfig
+        The configuration.
+    N, K : int
+        Shape of the weight.
+    NB : int
+        Eights of tokens.
+    fit, sms : int
+        Blocks that an SM holds at the same time, and SMs.
+    """
+    KS, NT = config.KS, config.NT
+    tiles, steps = layout.tiles(N, K)
+    piece = layout.TILE_N * layout.TILE_K * 9 // 16  # bytes: 4 bits a code, 8 bits for 16 of them
+    blocks, warp_steps = -(-tiles // NT), -(-steps // KS)
+    resident = min(fit, -(-blocks // sms))
+    waves = -(-blocks // (resident * sms))
+    # How full the SMs are over the waves, and the warps of a block over its steps
+    full = tiles / (NT * resident * sms * waves)
+    even = steps / (KS * warp_steps)
+    flight = min(1.0, resident * KS * NT * min(config.D, warp_steps) * piece / _BYTES_IN_FLIGHT)
+    busy = min(1.0, resident * KS / _BUSY_WARPS) ** _BUSY_EXPONENT
+    # Activations are loaded once for NT tiles
+    return full * even * flight * busy / (1 + _TOKENS_COST * NB / NT)
 
 
 def _config(KS: int, NT: int, D: int, K: int, arch: Arch, resident: int = 0) -> GemvConfig:

@@ -54,6 +54,12 @@ def compile_command(
         int | None,
         typer.Option(metavar="TOKENS", help="Tokens of a prompt processed at once; 2048 by default."),
     ] = None,
+    tuning_db: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DB", help="Records of `tune` that choose CUDA kernels, before those that are shipped."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output if it is a compiled folder.")
     ] = False,
@@ -72,6 +78,7 @@ def compile_command(
             dtype=None if dtype is None else dtype.value,
             context_length=context_length,
             prefill_chunk_size=prefill_chunk_size,
+            tuning_db=tuning_db,
             force=force,
             progress=report,
         )

@@ -1,4 +1,4 @@
-"""``nvfp4-tvm inspect``: what a checkpoint or a compiled folder holds, and whether it compiles."""
+"""``nvfp4-tvm inspect``: what a checkpoint, a compiled folder or a tuning database holds."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or one that `compile` wrote.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="Folder of a checkpoint, one that `compile` wrote, or a database of `tune`."),
+    ],
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """List a checkpoint's layers, what of them would be refused and why, and whether `compile` runs it."""
     from nvfp4_tvm.runtime.folder import MANIFEST
 
-    if (path / MANIFEST).is_file():
+    if path.suffix == ".jsonl":
+        _inspect_database(path, json)
+    elif (path / MANIFEST).is_file():
         _inspect_compiled(path, json)
     else:
         _inspect_checkpoint(path, json)
@@ -154,6 +159,35 @@ def _inspect_compiled(path: Path, json: bool) -> None:
     for key, value in {**described, **summary}.items():
         shown = human_bytes(value) if key.endswith("bytes") and value is not None else value
         out.print(f"{key}: {one_line(shown)}", markup=False, soft_wrap=True)
+
+
+# ----------------------------------------------------------------------------------------
+# A tuning database
+
+
+def _inspect_database(path: Path, json: bool) -> None:
+    from nvfp4_tvm.schedules.records import Database
+
+    records = Database.read(path).records
+    if json:
+        listed = [record.to_json() for record in records]
+        print_json({"kind": "database", "path": path, "records": listed})
+        return
+    _print_table(
+        ["weight", "for", "M", "kernel", "us", "floor us", "where from"],
+        [
+            [
+                f"{r.N}x{r.K}",
+                f"{r.arch}, {r.x_dtype}, {r.epilogue}",
+                str(r.M),
+                f"{r.family} {getattr(r.config, 'name', r.config)}",
+                f"{r.time_us:.2f}",
+                f"{r.floor_us:.2f}",
+                f"{r.source}: {r.device}, {r.date}",
+            ]
+            for r in records
+        ],
+    )
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,6 +22,7 @@ from nvfp4_tvm.cli.generate import generate_command
 from nvfp4_tvm.cli.inspect import inspect_command
 from nvfp4_tvm.cli.output import PROGRAM, Verbose, say, set_up_logging
 from nvfp4_tvm.cli.quantize import quantize_command
+from nvfp4_tvm.cli.tune import tune_command
 from nvfp4_tvm.errors import NVFP4Error
 
 USER_ERROR = 2
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("inspect")(inspect_command)
 app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
+app.command("tune")(tune_command)
 app.command("generate")(generate_command)
 
 

@@ -18,6 +18,7 @@ import tvm
 from tvm import tirx
 from tvm.target import Target
 
+from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.cache import compile_cached
 from nvfp4_tvm.codegen.host import Branch, host_function, lower_host
 from nvfp4_tvm.codegen.launch import LoweredLaunch, link, lower_launch, with_host
@@ -27,6 +28,7 @@ from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.kernel import CudaKernel
+from nvfp4_tvm.schedules.tuned import digest
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +111,12 @@ def launch_names(name: str, kernel: CudaKernel) -> tuple[str, ...]:
     return tuple(f"{name}_{kernel.name}" + (f"_{index}" if count > 1 else "") for index in range(count))
 
 
-_built: dict[tuple[MatmulProblem, str, Compiler], BuiltMatmul] = {}
+_built: dict[tuple[MatmulProblem, str, str, Compiler], BuiltMatmul] = {}
 _built_lock = threading.Lock()
 
 
 def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = compile_cached) -> BuiltMatmul:
-    """Build the matmul ``problem`` for a CUDA target, once per process.
+    """Build the matmul ``problem`` for a CUDA target, once per process and tuning database.
 
     Parameters
     ----------
@@ -134,16 +136,27 @@ def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = co
         If a kernel does not compile.
     """
     target = with_host(target)
-    key = (problem, str(target), compiler)
+    key = (problem, str(target), digest(get_arch(str(target.attrs["arch"])).name), compiler)
     with _built_lock:
         if key not in _built:
-            _built[key] = _build(problem, target, compiler)
+            _built[key] = build_kernels(problem, _merged(kernels_for(problem, target)), target, compiler)
         return _built[key]
 
 
-def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltMatmul:
-    name = host_name(problem)
-    kernels = _merged(kernels_for(problem, target))
+def build_kernels(
+    problem: MatmulProblem,
+    kernels: Sequence[tuple[MRange, CudaKernel]],
+    target: Target,
+    compiler: Compiler = compile_cached,
+) -> BuiltMatmul:
+    """Build a matmul of given kernels: those of the dispatch, or one that is tried.
+
+    Raises
+    ------
+    TargetError, CompileError
+        As :func:`build_matmul`.
+    """
+    target, name = with_host(target), host_name(problem)
     logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
 
     lowered: dict[str, LoweredLaunch] = {}

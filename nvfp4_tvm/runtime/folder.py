@@ -64,6 +64,9 @@ class Manifest:
         LLVM's name of the processor the host code was compiled for.
     llvm_attributes : tuple of str
         LLVM attributes it was compiled with.
+    tuning : tuple of str
+        What chose the CUDA kernels of NVFP4 layers: records ``measured`` on a device or ``predicted`` for one,
+        or the families' own models.
     folder_version, layout_version : int
         Versions of this file and of the packed layout.
     package_version, tvm_version : str
@@ -83,6 +86,7 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     llvm_cpu: str = ""
     llvm_attributes: tuple[str, ...] = ()
+    tuning: tuple[str, ...] = ()
     folder_version: int = FOLDER_VERSION
     layout_version: int = layout.LAYOUT_VERSION
     package_version: str = __version__

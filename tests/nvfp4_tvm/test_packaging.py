@@ -98,7 +98,7 @@ def test_the_wheel_holds_every_source_file(source, wheel_site):
         (Path(inside) / file.relative_to(source / folder)).as_posix()
         for folder, inside in mapped.items()
         for file in (source / folder).rglob("*")
-        if file.is_file() and file.suffix in (".py", ".typed", ".json")
+        if file.is_file() and file.suffix in (".py", ".typed", ".json", ".jsonl")
     }
     assert {
         "nvfp4_tvm/py.typed",

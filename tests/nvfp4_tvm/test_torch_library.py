@@ -111,7 +111,7 @@ def test_a_damaged_library_is_seen(tmp_path, caplog):
     # Under another name: the loader gives out again what it has loaded
     (tmp_path / "damaged.json").write_text('{"name": "f", "slope": 0, "constant": 0, "rows": [1]}')
     (tmp_path / "damaged.so").write_bytes(b"not a library")
-    assert torch_library._load(tmp_path / "damaged.so") is None
+    assert torch_library.load_library(tmp_path / "damaged.so") is None
     assert "damaged.so: cannot be read" in caplog.text
 
 

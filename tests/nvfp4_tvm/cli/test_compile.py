@@ -30,21 +30,22 @@ def test_defaults(cli, recorded):
     assert (checkpoint, output) == (Path("ckpt"), Path("out"))
     assert callable(options.pop("progress"))
     assert options == {
-        "target": "auto", "dtype": None, "context_length": None, "prefill_chunk_size": None, "force": False,
+        "target": "auto", "dtype": None, "context_length": None, "prefill_chunk_size": None,
+        "tuning_db": None, "force": False,
     }  # fmt: skip
 
 
 def test_options_reach_the_compiler(cli, recorded):
     done = cli(
         "compile", "ckpt", "--output", "out", "--target", "cuda:sm_89", "--dtype", "float16",
-        "--context-length", "64", "--prefill-chunk-size", "32", "--force",
+        "--context-length", "64", "--prefill-chunk-size", "32", "--tuning-db", "db.jsonl", "--force",
     )  # fmt: skip
     assert done.code == 0
     options = recorded[0][2]
     del options["progress"]
     assert options == {
         "target": "cuda:sm_89", "dtype": "float16", "context_length": 64, "prefill_chunk_size": 32,
-        "force": True,
+        "tuning_db": Path("db.jsonl"), "force": True,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from nvfp4_tvm._pins import TVM_VERSION
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.layout import LAYOUT_VERSION
 
-COMMANDS = ("inspect", "quantize", "compile", "generate")
+COMMANDS = ("inspect", "quantize", "compile", "tune", "generate")
 HELP = """
 import sys
 from nvfp4_tvm.cli.main import main
@@ -64,6 +64,7 @@ def test_installed_entry_point():
         ["compile", "a", "-o", "b", "--dtype", "int8"],
         ["quantize", "a", "b", "--format", "gguf"],
         ["quantize", "a", "b", "--method", "best"],
+        ["tune", "a", "--trials", "0"],
         ["generate", "a", "--max-new-tokens", "many", "--token-ids", "1"],
     ],
 )
