@@ -13,6 +13,10 @@ class CheckpointError(NVFP4Error):
     """A checkpoint file is unreadable, inconsistent or malformed."""
 
 
+class VanishedError(CheckpointError):
+    """A checkpoint file was removed, cut or lost its disk while it was being read."""
+
+
 class UnsupportedFormatError(CheckpointError):
     """A checkpoint is well-formed but holds a number format or layout this package does not run."""
 
@@ -27,3 +31,7 @@ class TargetError(NVFP4Error):
 
 class LibraryError(NVFP4Error):
     """A compiled output folder is incomplete, foreign, or does not fit this installation."""
+
+
+class OutputError(NVFP4Error):
+    """An output cannot be written: no room, no permission, or another process is writing it."""

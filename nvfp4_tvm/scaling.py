@@ -32,6 +32,12 @@ MAGNITUDE_BITS = {
 }
 
 
+def is_finite(array: np.ndarray) -> bool:
+    """Return whether a float array holds neither NaN nor infinities, by its bits: NumPy's test is ten times slower."""
+    view, mask, inf = MAGNITUDE_BITS[array.dtype]
+    return not array.size or int((array.view(view) & view(mask)).max()) < inf
+
+
 def amax(weight: np.ndarray, *, name: str = "weight") -> np.float32:
     """Return the largest magnitude of `weight` as float32.
 
