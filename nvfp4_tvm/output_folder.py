@@ -1,8 +1,9 @@
 """Output folders that appear complete or not at all, and survive being killed.
 
-A folder ``out`` is filled as ``.out.partial`` beside it and renamed when it is complete and on the disk. A lock on
-``.out.partial`` keeps a second process away; it goes when the process does, however that ends. What a killed process
-left is continued by the next one that makes the same output, as the journal inside says, and else thrown away.
+A folder ``out`` is filled as ``.out.partial`` beside it and renamed when it is complete and on the disk. A lock
+on ``.out.partial`` keeps a second process away; it goes when the process does, however that ends. What a killed
+process left is continued by the next one that makes the same output, as the journal inside says, and else thrown
+away.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ MAGNITUDE_BITS = {
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Return whether a float array holds neither NaN nor infinities, by its bits: NumPy's test is ten times slower."""
+    """Return whether a float array holds neither NaN nor infinities, by its bits: on bfloat16 ten times faster."""
     view, mask, inf = MAGNITUDE_BITS[array.dtype]
     return not array.size or int((array.view(view) & view(mask)).max()) < inf
 

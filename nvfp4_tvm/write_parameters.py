@@ -113,14 +113,16 @@ def write_parameters(
                 next(names) for _ in range(len(PACKED_FIELDS) if isinstance(output, PackedOutput) else 1)
             ]
             size = sum(checkpoint.tensor_info(name).nbytes for name in tensors[step])
-            if all([writer.resumed(name) for name in written]):
+            missing = [name for name in written if not writer.resumed(name)]
+            if not missing:
                 logger.info("%s: written before, %d bytes", written[0], size)
             else:
                 for name in tensors[step + 1] if step + 1 < len(steps) else ():
                     checkpoint.prefetch(name)
                 arrays = _arrays(checkpoint, output, sources, buffers)
                 for name, array in zip(written, arrays, strict=True):
-                    writer.write(name, array)
+                    if name in missing:
+                        writer.write(name, array)
                 seconds = time.perf_counter() - start
                 logger.info(
                     "%s: %d bytes in %.3f s, %.2f GB/s", written[0], size, seconds, size / seconds / 1e9

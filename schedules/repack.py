@@ -152,7 +152,7 @@ def _pack_scales(low: Expr, high: Expr, K: Expr, scales: Buffer, t: Expr, g: Exp
         with T.serial(T.int64(4)) as q:
             value = T.uint32(0)
             for byte in range(4):
-                n, group = layout.scale_origin(T.int64(0), whole, q, byte)
+                _, group = layout.scale_origin(T.int64(0), whole, q, byte)
                 row = low if byte < 2 else high
                 loaded = T.call_extern("uint8", "nvfp4_load_byte", row + _u64(group))
                 inside = T.if_then_else(group < groups, T.cast(loaded, "uint32"), T.uint32(0))

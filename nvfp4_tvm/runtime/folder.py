@@ -178,8 +178,8 @@ def verify_library(folder: Path, manifest: Manifest) -> None:
         raise LibraryError(f"{folder}: no {LIBRARY}; compile again")
     if file_digest(path) != manifest.library_digest:
         raise LibraryError(
-            f"{path}: does not match its digest in {MANIFEST}: it was changed, or belongs to another compilation, and "
-            "is not loaded; compile again"
+            f"{path}: does not match its digest in {MANIFEST}: it was changed, or belongs to another compilation, "
+            "and is not loaded; compile again"
         )
 
 
@@ -195,8 +195,8 @@ def verify_params(folder: Path, manifest: Manifest, params: Mapping[str, np.ndar
     wrong = [name for name in params if found[name] != manifest.param_digests.get(name)]
     if wrong:
         raise LibraryError(
-            f"{folder}: parameter {wrong[0]} does not match its digest in {MANIFEST} ({len(wrong)} in all differ): "
-            "the file is damaged; compile again"
+            f"{folder}: parameter {wrong[0]} does not match its digest in {MANIFEST} ({len(wrong)} in all "
+            "differ): the file is damaged; compile again"
         )
 
 
@@ -235,8 +235,8 @@ def load(folder: str | Path, *, context_length: int | None = None, verify: bool 
     context_length : int, optional
         Tokens of KV cache to allocate, at most what was compiled.
     verify : bool
-        Compare the parameters with the digests in the manifest, which reads all of them. The library is compared in
-        any case.
+        Compare the parameters with the digests in the manifest, which reads all of them. The library is compared
+        in any case.
 
     Returns
     -------

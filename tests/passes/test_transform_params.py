@@ -93,5 +93,5 @@ def test_what_is_no_order_of_rows_is_refused():
         halves = builder.emit(relax.op.reshape(param, (shape[0], shape[1] // 3, 3)))
         return builder.emit(relax.op.reshape(builder.emit(relax.op.permute_dims(halves, [0, 2, 1])), shape))
 
-    with pytest.raises(NVFP4Error, match="transform_params: found .*permute_dims.*, expected rows"):
+    with pytest.raises(NVFP4Error, match=r"transform_params: found .*permute_dims.*, expected rows"):
         gated(columns)

@@ -101,7 +101,7 @@ def test_a_broken_library_is_refused(folder):
 def test_a_library_that_is_not_the_manifests_is_not_loaded(folder):
     (folder / LIBRARY).write_bytes(b"another library")
     for verify in (True, False):
-        with pytest.raises(LibraryError, match="lib.so: does not match its digest in nvfp4_tvm.json"):
+        with pytest.raises(LibraryError, match=r"lib\.so: does not match its digest in nvfp4_tvm\.json"):
             load(folder, verify=verify)
 
 
