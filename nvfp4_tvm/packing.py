@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import tvm
-from numpy.typing import DTypeLike
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.buffers import Buffers
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.runtime.threads import configure_threads
-from nvfp4_tvm.schedules.repack import ALIGNMENT, KERNEL, cpu_repack
+from nvfp4_tvm.schedules.repack import KERNEL, cpu_repack
 from nvfp4_tvm.target import resolve_target
 
 
@@ -23,22 +22,6 @@ def repack_function() -> Callable[..., Any]:
     """Compile :func:`~nvfp4_tvm.schedules.repack.cpu_repack` for this processor; half a second, once a process."""
     configure_threads()
     return tvm.compile(cpu_repack(), target=resolve_target("llvm").target)[KERNEL]
-
-
-class Buffers:
-    """Arrays of one weight's packed form, kept from weight to weight so that their pages are touched once."""
-
-    def __init__(self) -> None:
-        self._bytes: dict[str, np.ndarray] = {}
-
-    def array(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
-        """Return an array aligned to `ALIGNMENT`; what the name had before is overwritten."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        kept = self._bytes.get(name)
-        if kept is None or kept.size < size:
-            raw = np.empty(size + ALIGNMENT, np.uint8)
-            kept = self._bytes[name] = raw[-raw.ctypes.data % ALIGNMENT :][: max(size, 1)]
-        return kept[:size].view(dtype).reshape(shape)
 
 
 def pack(

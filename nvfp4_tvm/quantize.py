@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,13 +17,18 @@ import numpy as np
 
 import nvfp4_tvm
 from nvfp4_tvm import numerics
+from nvfp4_tvm.buffers import Buffers
 from nvfp4_tvm.checkpoint.base import PLAIN_FORMATS, open_checkpoint
 from nvfp4_tvm.checkpoint.patterns import Patterns, role_of
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from nvfp4_tvm.checkpoint.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
-from nvfp4_tvm.errors import CheckpointError, NVFP4Error, ShapeError
+from nvfp4_tvm.errors import CheckpointError, NVFP4Error, OutputError, ShapeError
 from nvfp4_tvm.numerics import GROUP_SIZE, Arithmetic, Method
+from nvfp4_tvm.output_folder import output_folder, output_key
+from nvfp4_tvm.quantizing import quantize
+
+logger = logging.getLogger(__name__)
 
 OutputFormat = Literal["compressed-tensors", "modelopt"]
 
@@ -167,28 +173,40 @@ def quantize_checkpoint(
             specs[info.name] = (_numpy_dtype(info), info.shape)
 
     total, done = sum(t.nbytes for t in infos), 0
-    amaxes: dict[str, np.float32] = {}
-    created = not dst.exists()
-    try:
-        with SafetensorsWriter(dst, "model", specs, {"format": "pt"}, max_shard_bytes) as writer:
-            for info in infos:
+    step = _Quantizer(checkpoint, groups, naming, method)
+    key = output_key(
+        source=checkpoint.fingerprint(),
+        specs={name: (str(np.dtype(dtype)), shape) for name, (dtype, shape) in specs.items()},
+        options=(format, method, sorted(kept), share_global_scales, max_shard_bytes),
+        package=nvfp4_tvm.__version__,
+    )
+    with output_folder(dst, key) as work:
+        with SafetensorsWriter(
+            work.path, "model", specs, {"format": "pt"}, max_shard_bytes, work.journal
+        ) as writer:
+            for info, following in zip(infos, [*infos[1:], None], strict=True):
+                start_tensor = time.perf_counter()
+                if following is not None:
+                    checkpoint.prefetch(following.name)
                 module, _, suffix = info.name.rpartition(".")
                 if module in chosen and suffix == "weight":
-                    _write_quantized(
-                        checkpoint, module, groups.get(module, (module,)), naming, method, amaxes, writer
-                    )
-                else:
+                    step.write(module, writer)
+                elif not writer.resumed(info.name):
                     writer.write(info.name, checkpoint.tensor(info.name))
                 checkpoint.release(info.name)
                 done += info.nbytes
+                seconds = time.perf_counter() - start_tensor
+                logger.info(
+                    "%s: %d bytes in %.3f s, %.2f GB/s",
+                    info.name,
+                    info.nbytes,
+                    seconds,
+                    info.nbytes / seconds / 1e9,
+                )
                 if progress is not None:
                     progress(done, total, info.name)
-        _write_configs(checkpoint, dst, format, sorted(kept))
-        _copy_files(src, dst)
-    except BaseException:
-        if created and dst.is_dir():
-            shutil.rmtree(dst)
-        raise
+        _write_configs(checkpoint, work.path, format, sorted(kept))
+        _copy_files(src, work.path)
     return QuantizeSummary(
         format, method, len(chosen), tuple(sorted(kept)), total, writer.nbytes, time.perf_counter() - start
     )
@@ -251,30 +269,56 @@ def _groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def _write_quantized(
-    checkpoint: Checkpoint,
-    module: str,
-    group: tuple[str, ...],
-    naming: _Naming,
-    method: Method,
-    amaxes: dict[str, np.float32],
-    writer: SafetensorsWriter,
-) -> None:
-    for part in group:
-        if part not in amaxes:
-            name = f"{part}.weight"
-            amaxes[part] = numerics.amax(checkpoint.tensor(name), name=name)
-            if part != module:
-                checkpoint.release(name)
-    shared = max(amaxes[part] for part in group)
-    name = f"{module}.weight"
-    codes, scales, _ = numerics.quantize(
-        checkpoint.tensor(name), method=method, global_amax=shared, arithmetic=naming.arithmetic, name=name
-    )
-    stored = numerics.global_scale_from_amax(shared, method=method, arithmetic=naming.arithmetic, name=name)
-    writer.write(f"{module}.{naming.codes}", codes)
-    writer.write(f"{module}.{naming.scales}", scales.view(ml_dtypes.float8_e4m3fn))
-    writer.write(f"{module}.{naming.global_scale}", np.full(naming.global_shape, stored, np.float32))
+class _Quantizer:
+    """Writes quantized weights, one at a time.
+
+    Parameters
+    ----------
+    groups : mapping
+        Module to all modules that share its global scale; a module that is missing has its own.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, groups: Mapping[str, tuple[str, ...]], naming: _Naming, method: Method
+    ):
+        self._checkpoint, self._groups, self._naming, self._method = checkpoint, groups, naming, method
+        self._amaxes: dict[str, np.float32] = {}
+        self._buffers = Buffers()
+
+    def write(self, module: str, writer: SafetensorsWriter) -> None:
+        """Quantize a module's weight, unless an earlier process did."""
+        naming, name = self._naming, f"{module}.weight"
+        names = [f"{module}.{suffix}" for suffix in (naming.codes, naming.scales, naming.global_scale)]
+        missing = [each for each in names if not writer.resumed(each)]
+        if not missing:
+            return
+        group = self._groups.get(module, (module,))
+        shared = max(self._amax(part, keep=part == module) for part in group)
+        stored = numerics.global_scale_from_amax(
+            shared, method=self._method, arithmetic=naming.arithmetic, name=name
+        )
+        weight = self._checkpoint.tensor(name)
+        if self._method == "amax":
+            codes, scales = quantize(
+                weight, stored, arithmetic=naming.arithmetic, buffers=self._buffers, name=name
+            )
+        else:
+            codes, scales, _ = numerics.quantize(
+                weight, method=self._method, global_amax=shared, arithmetic=naming.arithmetic, name=name
+            )
+        arrays = codes, scales.view(ml_dtypes.float8_e4m3fn), np.full(naming.global_shape, stored, np.float32)
+        for each, array in zip(names, arrays, strict=True):
+            if each in missing:
+                writer.write(each, array)
+
+    def _amax(self, module: str, *, keep: bool) -> np.float32:
+        """Return the largest magnitude of a module's weight; ``keep`` its pages, which are needed next."""
+        if module not in self._amaxes:
+            name = f"{module}.weight"
+            self._amaxes[module] = numerics.amax(self._checkpoint.tensor(name), name=name)
+            if not keep:
+                self._checkpoint.release(name)
+        return self._amaxes[module]
 
 
 # ----------------------------------------------------------------------------------------
@@ -352,7 +396,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as e:
-        raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}") from None
+        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from None
 
 
 def _copy_files(src: Path, dst: Path) -> None:
@@ -364,4 +408,4 @@ def _copy_files(src: Path, dst: Path) -> None:
             try:
                 shutil.copyfile(path, dst / path.name)
             except OSError as e:
-                raise CheckpointError(f"{path}: cannot be copied: {e.strerror or e}") from None
+                raise OutputError(f"{path}: cannot be copied: {e.strerror or e}") from None

@@ -12,11 +12,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nvfp4_tvm.buffers import Buffers
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.models.parameters import ParamSource, load_nvfp4, load_parameter
 from nvfp4_tvm.output_folder import Work, output_key
-from nvfp4_tvm.packing import Buffers, pack
+from nvfp4_tvm.packing import pack
 from nvfp4_tvm.passes.fold_weights import PACKED_FIELDS
 from nvfp4_tvm.passes.transform_params import PackedOutput, PlainOutput, read_transform
 from nvfp4_tvm.runtime.folder import PARAMS

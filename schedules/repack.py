@@ -4,8 +4,7 @@ The kernel takes the address of each packed row's codes and scales: rows of mapp
 in any order; rows of the padding point at zeros. A row's 16 words of a 128-block lie together in the layout
 (`layout.word_index`), so that packing is a permutation of bits inside vectors and a copy of 64-byte pieces.
 Each row is read from its start to its end, which the processor prefetches, and the pieces are written past the
-caches: written through them, every line would be read from memory first. That is two thirds more traffic, and
-TVM has no such store, hence a few lines of LLVM.
+caches: written through them, every line would be read from memory first.
 """
 
 from __future__ import annotations
@@ -17,47 +16,12 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.schedules.cpu_common import ROW_WORDS, named
+from nvfp4_tvm.schedules.addressed import advance, helpers, load, stream, stream_end
+from nvfp4_tvm.schedules.cpu_common import ROW_WORDS, argument, named
 
 KERNEL = "nvfp4_cpu_repack"
 #: Bytes of a row's codes and of its scales in a 128-block.
 CODE_BYTES, SCALE_BYTES = layout.TILE_K // 2, layout.GROUPS_PER_TILE
-#: What ``words`` and ``block_scales`` must be aligned to: streaming stores are of whole cache lines.
-ALIGNMENT = 64
-
-# Loads of rows at any alignment (in a file, tensors follow one another), and the store past the caches. The
-# fence makes streamed data visible before the task is reported as done.
-_LLVM = f"""
-define <{ROW_WORDS} x i32> @nvfp4_load_codes(i64 %address) {{
-  %p = inttoptr i64 %address to ptr
-  %v = load <{ROW_WORDS} x i32>, ptr %p, align 1
-  ret <{ROW_WORDS} x i32> %v
-}}
-define <4 x i16> @nvfp4_load_scales(i64 %address) {{
-  %p = inttoptr i64 %address to ptr
-  %v = load <4 x i16>, ptr %p, align 1
-  ret <4 x i16> %v
-}}
-define i32 @nvfp4_load_word(i64 %address) {{
-  %p = inttoptr i64 %address to ptr
-  %v = load i32, ptr %p, align 1
-  ret i32 %v
-}}
-define i8 @nvfp4_load_byte(i64 %address) {{
-  %p = inttoptr i64 %address to ptr
-  %v = load i8, ptr %p, align 1
-  ret i8 %v
-}}
-define void @nvfp4_stream(ptr %p, <{ROW_WORDS} x i32> %v) {{
-  store <{ROW_WORDS} x i32> %v, ptr %p, align {ALIGNMENT}, !nontemporal !0
-  ret void
-}}
-define void @nvfp4_stream_end() {{
-  fence seq_cst
-  ret void
-}}
-!0 = !{{i32 1}}
-"""
 
 
 def cpu_repack() -> PrimFunc:
@@ -70,15 +34,16 @@ def cpu_repack() -> PrimFunc:
         T.func_name(KERNEL)
         T.func_attr({"global_symbol": KERNEL, "tirx.is_scheduled": 1, "tirx.noalias": True})
         rows, sizes = T.int64(), (T.int64(), T.int64())
-        code_rows = _argument("code_rows", rows, "uint64")
-        scale_rows = _argument("scale_rows", rows, "uint64")
+        code_rows = argument("code_rows", (rows,), "uint64")
+        scale_rows = argument("scale_rows", (rows,), "uint64")
         K = named("K", T.arg("K", T.int64()))
         words, block_scales = (
-            _argument(name, size, "uint32")
+            argument(name, (size,), "uint32")
             for name, size in zip(("words", "block_scales"), sizes, strict=True)
         )
+        vectors = [("uint32", ROW_WORDS), ("uint32", 1), ("uint16", 4), ("uint8", 1)]
         with (
-            T.attr(0, "pragma_import_llvm", _LLVM),
+            helpers(loads=vectors, streams=vectors[:1]),
             T.parallel(T.truncdiv(rows, T.int64(layout.TILE_N))) as t,
         ):
             with T.serial(T.int64(layout.TILE_N)) as n:
@@ -86,16 +51,8 @@ def cpu_repack() -> PrimFunc:
             with T.serial(T.int64(layout.TILE_N // 2)) as g:
                 low = t * layout.TILE_N + g
                 _pack_scales(scale_rows[low], scale_rows[low + layout.TILE_N // 2], K, block_scales, t, g)
-            T.evaluate(T.call_extern("void", "nvfp4_stream_end"))
+            stream_end()
     return builder.get()
-
-
-def _argument(name: str, size: Expr, dtype: str) -> Buffer:
-    return named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), (size,), dtype))
-
-
-def _u64(value: Expr | int) -> Expr:
-    return T.cast(value, "uint64")
 
 
 def _blocks(K: Expr) -> tuple[Expr, Expr]:
@@ -114,13 +71,13 @@ def _pack_codes(row: Expr, K: Expr, words: Buffer, t: Expr, n: Expr) -> None:
         return (((t * blocks + c) * 2 + h) * layout.LANES + lane) * layout.WORDS_PER_LANE + first
 
     with T.serial(whole) as c:
-        canonical = T.call_extern(f"uint32x{ROW_WORDS}", "nvfp4_load_codes", row + _u64(c * CODE_BYTES))
+        canonical = load("uint32", ROW_WORDS, advance(row, c * CODE_BYTES))
         packed = _permuted(canonical, lambda value: T.Broadcast(T.uint32(value), ROW_WORDS))
-        T.evaluate(T.call_extern("void", "nvfp4_stream", T.address_of(words[at(c)]), packed))
+        stream(T.address_of(words[at(c)]), packed)
     with T.If(whole < blocks), T.Then():
         left = T.Bind(T.truncdiv(K - whole * layout.TILE_K, T.int64(layout.CODES_PER_WORD)))
         with T.serial(left) as w:
-            canonical = T.call_extern("uint32", "nvfp4_load_word", row + _u64(whole * CODE_BYTES + w * 4))
+            canonical = load("uint32", 1, advance(row, whole * CODE_BYTES + w * 4))
             T.buffer_store(words, _permuted(canonical, T.uint32), [at(whole) + w])
         with T.serial(ROW_WORDS - left) as w:
             T.buffer_store(words, T.uint32(0), [at(whole) + left + w])
@@ -143,8 +100,7 @@ def _pack_scales(low: Expr, high: Expr, K: Expr, scales: Buffer, t: Expr, g: Exp
 
     with T.serial(whole) as c:
         first, second = (
-            T.cast(T.call_extern("uint16x4", "nvfp4_load_scales", row + _u64(c * SCALE_BYTES)), "uint32x4")
-            for row in (low, high)
+            T.cast(load("uint16", 4, advance(row, c * SCALE_BYTES)), "uint32x4") for row in (low, high)
         )
         T.buffer_store(scales, first | second << T.Broadcast(T.uint32(16), 4), [T.ramp(at(c), 1, 4)])
     with T.If(whole < blocks), T.Then():
@@ -154,7 +110,7 @@ def _pack_scales(low: Expr, high: Expr, K: Expr, scales: Buffer, t: Expr, g: Exp
             for byte in range(4):
                 _, group = layout.scale_origin(T.int64(0), whole, q, byte)
                 row = low if byte < 2 else high
-                loaded = T.call_extern("uint8", "nvfp4_load_byte", row + _u64(group))
+                loaded = load("uint8", 1, advance(row, group))
                 inside = T.if_then_else(group < groups, T.cast(loaded, "uint32"), T.uint32(0))
                 value = value | inside << T.uint32(8 * byte)
             T.buffer_store(scales, value, [at(whole) + q])

@@ -10,6 +10,7 @@ import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.buffers import Buffers
 from nvfp4_tvm.checkpoint.base import KV_SCALES, NVFP4Tensor
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import TensorInfo
@@ -25,7 +26,6 @@ from nvfp4_tvm.models.structure import (
     layer_spec,
     norms,
 )
-from nvfp4_tvm.packing import Buffers
 from nvfp4_tvm.scaling import CHUNK, is_finite
 
 Field = Literal["weight", "bias", "codes", "scales", "global_scale"]
