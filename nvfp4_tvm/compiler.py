@@ -64,11 +64,17 @@ class CompiledModel:
         Its manifest.
     log : BuildLog or None
         The CUDA kernels' resources; None for ``llvm``, and for a library from the cache.
+    bytes_read : int
+        Of the checkpoint's tensors.
+    cached : tuple of str
+        Which of ``library`` and ``parameters`` came from the cache.
     """
 
     path: Path
     manifest: Manifest
     log: BuildLog | None
+    bytes_read: int
+    cached: tuple[str, ...]
 
 
 def compile(
@@ -147,9 +153,11 @@ def compile(
         def exported() -> tuple[tvm.IRModule, Plan]:
             return _export(config, dtype, resolved, quantized, chunk)
 
-        log, library_key = None, output_key(**options)
+        log, cached, library_key = None, [], output_key(**options)
         about = None if cache is None else cache.take("library", library_key, work.path)
-        if about is None:
+        if about is not None:
+            cached.append("library")
+        else:
             mod, plan = exported()
             report("build", 1, 2)
             log = _build_library(mod, resolved, work.path / LIBRARY)
@@ -158,7 +166,9 @@ def compile(
                 description = f"{config.model_type} for {resolved.name} in {dtype}"
                 cache.put("library", library_key, [work.path / LIBRARY], about, description)
         report("build", 2, 2)
-        digests = _parameters(opened, cache, about["plan"], lambda: exported()[1], work, report)
+        digests, found = _parameters(opened, cache, about["plan"], lambda: exported()[1], work, report)
+        if found:
+            cached.append("parameters")
         host = resolved.target.host or resolved.target
         manifest = Manifest(
             target=resolved.name,
@@ -183,7 +193,8 @@ def compile(
         for pattern in COPIED:
             for file in sorted(opened.path.glob(pattern)):
                 shutil.copyfile(file, work.path / file.name)
-    return CompiledModel(output, manifest, log)
+    size = sum(opened.tensor_info(name).nbytes for name in opened.names())
+    return CompiledModel(output, manifest, log, size, tuple(cached))
 
 
 def _export(
@@ -206,20 +217,28 @@ def _parameters(
     plan: Callable[[], Plan],
     work: Work,
     report: Progress,
-) -> dict[str, str]:
-    """Take the packed parameters from the cache, or make them; return their digests by name."""
+) -> tuple[dict[str, str], bool]:
+    """Take the packed parameters from the cache, or make them.
+
+    Returns
+    -------
+    tuple
+        Their digests by name, and whether they came from the cache.
+    """
+
+    def packing(done: int, total: int) -> None:
+        report("pack", done, total)
+
     if cache is None:
-        return write_parameters(checkpoint, plan(), work, lambda done, total: report("pack", done, total))
-    report("hash", 0, 1)
-    content = cache.checkpoint_digest(checkpoint)
-    report("hash", 1, 1)
+        return write_parameters(checkpoint, plan(), work, packing), False
+    content = cache.checkpoint_digest(checkpoint, lambda done, total: report("hash", done, total))
     key = output_key(checkpoint=content, plan=plan_digest, **versions())
-    about = cache.take("parameters", key, work.path)
-    if about is None:
-        about = write_parameters(checkpoint, plan(), work, lambda done, total: report("pack", done, total))
-        files = sorted(work.path.glob(f"{PARAMS}*"))
-        cache.put("parameters", key, files, about, str(checkpoint.path))
-    return about
+    found = cache.take("parameters", key, work.path)
+    if found is not None:
+        return found, True
+    made = write_parameters(checkpoint, plan(), work, packing)
+    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path))
+    return made, False
 
 
 def _bounded(name: str, value: int | None, default: int, limit: int) -> int:

@@ -16,8 +16,9 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -218,14 +219,26 @@ class ModelCache:
 
     # -- checkpoints
 
-    def checkpoint_digest(self, checkpoint: Checkpoint, count: Any = None) -> str:
+    def checkpoint_digest(
+        self, checkpoint: Checkpoint, report: Callable[[int, int], None] | None = None
+    ) -> str:
         """Return a digest of the content of a checkpoint's files; unchanged ones are read once.
 
-        ``count`` is told the bytes of each piece read.
+        ``report`` is told the bytes read so far and in all.
         """
         files = [*checkpoint.files(), *sorted(checkpoint.path.glob("*.json"))]
         known = self._known()
         tasks, stamps, result = {}, {}, {}
+        total = done = 0
+        lock = threading.Lock()
+
+        def count(size: int) -> None:
+            nonlocal done
+            with lock:
+                done += size
+                if report is not None:
+                    report(done, total)
+
         for path in files:
             place = os.path.realpath(path)
             stat = os.stat(place)
@@ -234,6 +247,7 @@ class ModelCache:
                 result[path.name] = known[place][-1]
             else:
                 tasks[path.name] = lambda path=path: file_digest(path, count=count)
+                total += stat.st_size
         result |= digests(tasks)
         for name in tasks:
             place, stamp = stamps[name]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nvfp4_tvm.checkpoint.journal import Journal
+from nvfp4_tvm.checkpoint.writer import UNFINISHED
 from nvfp4_tvm.errors import OutputError, VanishedError
 from nvfp4_tvm.integrity import sync
 
@@ -75,6 +76,8 @@ def output_folder(output: Path, key: str, *, replace: bool = False) -> Iterator[
             _clear(partial)
         yield Work(partial, journal)
         journal.remove()
+        for path in partial.glob(f".*{UNFINISHED}"):  # of a run whose work another way was found for
+            path.unlink()
         sync([*(path for path in partial.rglob("*")), partial])
         if replace and output.exists():
             os.rename(output, replaced)

@@ -27,6 +27,8 @@ from nvfp4_tvm.integrity import array_digest, file_digest, sync
 _SPELLING = {dtype: spelling for spelling, dtype in NUMPY_DTYPES.items()}
 # The size Hugging Face's save_pretrained shards at, in its decimal GB.
 DEFAULT_SHARD_BYTES = 5_000_000_000
+#: How names of files end that are not complete yet.
+UNFINISHED = ".partial"
 
 
 class SafetensorsWriter:
@@ -122,7 +124,7 @@ class SafetensorsWriter:
     def _check_space(self) -> None:
         """Refuse a disk that is too small before the work, not after it."""
         needed = sum(math.prod(shape) * dtype.itemsize for dtype, shape in self._specs.values())
-        here = sum(file.stat().st_blocks * 512 for file in self.folder.glob(".*.partial"))
+        here = sum(file.stat().st_blocks * 512 for file in self.folder.glob(f".*{UNFINISHED}"))
         free = shutil.disk_usage(self.folder).free
         if needed > free + here:
             raise OutputError(
@@ -164,7 +166,7 @@ class SafetensorsWriter:
         self.nbytes += size
 
     def _partial(self, shard: int) -> Path:
-        return self.folder / f".{self.files[shard]}.partial"
+        return self.folder / f".{self.files[shard]}{UNFINISHED}"
 
     def resumed(self, name: str) -> bool:
         """Return whether an earlier process wrote a declared tensor, which is then read and compared.
