@@ -126,6 +126,8 @@ class ModelCache:
             meta = read_json(entry / _META)
             names = meta["files"]
             for name in names:
+                if Path(name).name != name:
+                    raise NVFP4Error(f"{entry}: names a file {name!r:.80}, expected one inside of it")
                 _link(entry / name, target / name)
             found = digests({name: lambda name=name: file_digest(target / name) for name in names})
             if found == names:
