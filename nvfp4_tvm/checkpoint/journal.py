@@ -58,7 +58,7 @@ class Journal:
         for line in text.splitlines():
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # torn: its tensor is written again
             if isinstance(value, dict) and (
                 not lines or all(isinstance(value.get(field), str) for field in ("name", "digest"))

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -231,8 +232,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            keys = [k for k, _ in pairs]
-            twice = next(k for k in keys if keys.count(k) > 1)
+            twice = Counter(k for k, _ in pairs).most_common(1)[0][0]
             raise CheckpointError(f"{path}: found the key {twice[:MAX_NAME]!r} twice, expected it once")
         return result
 
