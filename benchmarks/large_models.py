@@ -105,6 +105,14 @@ def tensors(model: Model, layers: int, quantized: bool) -> Iterator[tuple[str, A
     yield "lm_head.weight", bf16, (model.vocab, model.hidden)
 
 
+def checkpoint_bytes(model: Model, layers: int, quantized: bool) -> int:
+    """Bytes of a checkpoint's tensors."""
+    return sum(
+        int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for _, dtype, shape in tensors(model, layers, quantized)
+    )
+
+
 def make_checkpoint(folder: Path, model: Model, layers: int, quantized: bool, sparse: bool) -> None:
     """Write a checkpoint of random weights, or of holes."""
     specs = {name: (dtype, shape) for name, dtype, shape in tensors(model, layers, quantized)}

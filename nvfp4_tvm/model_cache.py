@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +129,7 @@ class ModelCache:
                 if Path(name).name != name:
                     raise NVFP4Error(f"{entry}: names a file {name!r:.80}, expected one inside of it")
                 _link(entry / name, target / name)
-            found = digests({name: lambda name=name: file_digest(target / name) for name in names})
+            found = digests({name: partial(file_digest, target / name) for name in names})
             if found == names:
                 os.utime(entry / _META)
                 logger.info("%s: from the cache, %s", kind, entry)
@@ -157,7 +157,7 @@ class ModelCache:
             try:
                 for path in files:
                     _link(path, new / path.name)
-                found = digests({path.name: lambda path=path: file_digest(path) for path in files})
+                found = digests({path.name: partial(file_digest, path) for path in files})
                 meta = {
                     "files": found,
                     "about": about,
@@ -230,7 +230,9 @@ class ModelCache:
         """
         files = [*checkpoint.files(), *sorted(checkpoint.path.glob("*.json"))]
         known = self._known()
-        tasks, stamps, result = {}, {}, {}
+        tasks: dict[str, Callable[[], str]] = {}
+        stamps: dict[str, tuple[str, list[int]]] = {}
+        result: dict[str, str] = {}
         total = done = 0
         lock = threading.Lock()
 
@@ -248,7 +250,7 @@ class ModelCache:
             if place in known and known[place][:-1] == stamps[path.name][1]:
                 result[path.name] = known[place][-1]
             else:
-                tasks[path.name] = lambda path=path: file_digest(path, count=count)
+                tasks[path.name] = partial(file_digest, path, count=count)
                 total += stat.st_size
         result |= digests(tasks)
         for name in tasks:

@@ -27,7 +27,7 @@ def repack_function() -> Callable[..., Any]:
 def pack(
     codes: Sequence[np.ndarray],
     scales: Sequence[np.ndarray],
-    global_scale: Sequence[np.ndarray | float],
+    global_scale: Sequence[np.ndarray | np.floating | float],
     *,
     order: np.ndarray | None = None,
     buffers: Buffers | None = None,

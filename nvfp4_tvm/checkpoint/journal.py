@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 #: Changes with the meaning of the lines.
 _FORMAT = 1
@@ -41,20 +42,19 @@ class Journal:
         if not self.resumed:
             path.write_text(json.dumps({"format": _FORMAT, "key": key}) + "\n")
             return
-        for line in lines[1:]:
-            self.done[line["name"]] = line["digest"]
+        self.done.update((line["name"], line["digest"]) for line in lines[1:])
         if not path.read_bytes().endswith(b"\n"):  # what was being written when the process died
             with path.open("ab") as file:
                 file.write(b"\n")
 
-    def _lines(self) -> list[dict[str, object]]:
+    def _lines(self) -> list[dict[str, Any]]:
         try:
             if self._path.stat().st_size > _MAX_BYTES:
                 return []
             text = self._path.read_text(errors="replace")
         except OSError:
             return []
-        lines = []
+        lines: list[dict[str, Any]] = []
         for line in text.splitlines():
             try:
                 value = json.loads(line)

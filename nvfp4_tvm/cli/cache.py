@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nvfp4_tvm.cli.output import Json, human_bytes, print_json, stdout_console
+from nvfp4_tvm.cli.output import Json, human_bytes, one_line, print_json, stdout_console
 
 if TYPE_CHECKING:
     from nvfp4_tvm.model_cache import ModelCache
@@ -34,7 +34,7 @@ def list_command(json: Json = False) -> None:
         used = datetime.fromtimestamp(entry.used, timezone.utc).strftime("%Y-%m-%d %H:%M")
         out.print(
             f"{entry.kind:10} {human_bytes(entry.nbytes):>9}  used {used}  {entry.path.name[-12:]}  "
-            f"{entry.description}",
+            f"{one_line(entry.description)}",
             markup=False,
             soft_wrap=True,
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def verify_params(folder: Path, manifest: Manifest, params: Mapping[str, np.ndar
     LibraryError
         Naming the first parameter whose digest differs.
     """
-    found = digests({name: lambda array=array: array_digest(array) for name, array in params.items()})
+    found = digests({name: partial(array_digest, array) for name, array in params.items()})
     wrong = [name for name in params if found[name] != manifest.param_digests.get(name)]
     if wrong:
         raise LibraryError(
