@@ -26,7 +26,7 @@ from nvfp4_tvm.models.structure import (
     layer_spec,
     norms,
 )
-from nvfp4_tvm.scaling import CHUNK, is_finite
+from nvfp4_tvm.scaling import CHUNK, is_finite, row_blocks
 
 Field = Literal["weight", "bias", "codes", "scales", "global_scale"]
 
@@ -253,9 +253,14 @@ def _expected(name: str, packed: set[str]) -> bool:
 
 def _check_tied(checkpoint: Checkpoint, head: str) -> None:
     embedding = f"{EMBEDDING}.weight"
-    same = embedding in checkpoint.names() and np.array_equal(
-        checkpoint.tensor(head), checkpoint.tensor(embedding)
-    )
+    same = embedding in checkpoint.names()
+    if same:
+        first, second = checkpoint.tensor(head), checkpoint.tensor(embedding)
+        same = first.shape == second.shape and all(
+            np.array_equal(a, b) for a, b in zip(row_blocks(first), row_blocks(second), strict=True)
+        )
+        checkpoint.release(head)
+        checkpoint.release(embedding)
     if not same:
         raise CheckpointError(
             f"{checkpoint.path}: tensor {head}: found values that differ from {embedding}, expected a copy "
