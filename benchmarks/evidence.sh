@@ -10,6 +10,7 @@
 #   PEER_GEMM        the script that measures contenders side by side: takes --peer MODULE:CLASS, --m, --json
 #   PEER_ARGS        more of its arguments: which others to measure
 #   ROWS             rows of activations for it
+#   TESTS            files or folders with tests (default: tests)
 #   LIMIT            seconds a step may take (default: 300)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -52,10 +53,11 @@ for name in "${@:-build compile_accuracy peers accuracy sanitize tests}"; do
           -o "$OUT/gemm_accuracy_h200.json"
         ;;
       sanitize)
-        step sanitize python3 -m benchmarks.sanitize --timeout "$((LIMIT / 4))" -o "$OUT/sanitizer_h200.json"
+        step sanitize python3 -m benchmarks.sanitize --timeout "$((LIMIT * 8 / 10))" -o "$OUT/sanitizer_h200.json"
         ;;
       tests)
-        step tests python3 -m pytest -q -m gpu -p no:cacheprovider tests
+        # shellcheck disable=SC2086  # several arguments in one variable
+        step tests python3 -m pytest -q -m gpu -p no:cacheprovider -n "$JOBS" --dist worksteal ${TESTS:-tests}
         ;;
       *)
         echo "found the step '$part', expected build, compile_accuracy, peers, accuracy, sanitize or tests" >&2

@@ -285,19 +285,22 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def compiled(cases: list[Case], jobs: int) -> Iterator[tuple[list[Case], str | None]]:
     """Compile each library once, in parallel; return the cases of each as it is ready, or why it is not.
 
-    Libraries that are on disk already come first, and start no process unless the driver must translate them.
+    Libraries that are on disk already come first, and need no process unless the driver must translate them.
     """
     waiting: dict[tuple[MatmulProblem, str], list[Case]] = {}
     for case in cases:
         waiting.setdefault((case.problem, case.arch), []).append(case)
+    ready = []
     for key in list(waiting):
         path = library_path(*key)
         if path is not None and path.exists() and not translated(key[1]):
-            yield waiting.pop(key), None
+            ready.append(waiting.pop(key))
     # A fork would share TVM's and CUDA's state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
         futures = {pool.submit(compile_library, *key): group for key, group in waiting.items()}
+        for group in ready:
+            yield group, None
         for future in as_completed(futures):
             result = future.result()
             yield futures.pop(future), result if isinstance(result, str) else None

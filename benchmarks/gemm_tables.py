@@ -239,8 +239,8 @@ def sanitizer(reports: Sequence[Report]) -> str:
     return f"{'; '.join(where)}.\n\n" + markdown_table(["", "kernels", "", "the tool says"], lines)
 
 
-#: Instructions that the table of resources counts: tensor cores, 16-byte loads, bulk copies.
-SASS_COLUMNS = ("HMMA", "HGMMA", "LDG.128", "LDGSTS.128", "LDS.128", "UBLKCP")
+#: Instructions that the table of resources counts: tensor cores, 16-byte loads, bulk copies, TMA tensor copies.
+SASS_COLUMNS = ("HMMA", "HGMMA", "LDG.128", "LDGSTS.128", "LDS.128", "UBLKCP", "UTMALDG")
 
 
 @app.command()

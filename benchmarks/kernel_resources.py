@@ -27,8 +27,9 @@ from benchmarks import record
 from benchmarks.shapes import parse_shapes, parse_words
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.codegen.cache import compile_cached
-from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch
+from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch, with_host
 from nvfp4_tvm.codegen.machine_code import MachineCode
+from nvfp4_tvm.codegen.matmul import host_name, launch_names
 from nvfp4_tvm.codegen.sass import count_instructions, sass
 from nvfp4_tvm.codegen.toolkit import load_library
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
@@ -126,8 +127,10 @@ def resources(N: int, K: int, arch: str, dtype: str = "bfloat16") -> list[Row]:
     rows = []
     problem = MatmulProblem(N, K, x_dtype=dtype, out_dtype=dtype)
     for family, ranges, kernel in kernels(problem, arch):
-        for index, launch in enumerate(kernel.launches):
-            lowered = lower_launch(launch, f"kernel_{index}", cuda_target(arch).target)
+        # By the names in a library, so that whatever was compiled for one is found in the cache
+        names = launch_names(host_name(problem), kernel)
+        for index, (name, launch) in enumerate(zip(names, kernel.launches, strict=True)):
+            lowered = lower_launch(launch, name, with_host(cuda_target(arch).target))
             measured = measure(lowered, compile_cached(lowered.source, lowered.arch))
             part = f" ({index + 1} of {len(kernel.launches)})" if len(kernel.launches) > 1 else ""
             rows.append(
@@ -183,10 +186,11 @@ def _missing(family: str, counts: dict[str, int]) -> list[str]:
     found = []
     if not counts.get("LDG.128") and not counts.get("LDGSTS.128"):
         found.append("no 16-byte load from global memory in its machine code")
-    ahead = {"gemm_mma": ("LDGSTS",), "gemm_wgmma": ("UBLKCP", "UTMALDG")}.get(family, ())
+    copies = {"gemm_mma": ("LDGSTS",), "gemm_cluster": ("LDGSTS",), "gemm_wgmma": ("UBLKCP", "UTMALDG")}
+    ahead = copies.get(family, ())
     if ahead and not any(counts.get(name) for name in ahead):
         found.append(f"no {' or '.join(ahead)} in its machine code")
-    if family == "gemm_wgmma" and not counts.get("HGMMA"):
+    if family in ("gemm_cluster", "gemm_wgmma") and not counts.get("HGMMA"):
         found.append("no HGMMA in its machine code")
     return found
 

@@ -9,12 +9,14 @@ own, so that the first byte beyond one is an error, and only this package's kern
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -137,16 +139,22 @@ def main() -> int:
         work(parse_shapes(shape)[0], dtype, arch)
         return 0
     sanitizer()  # before anything is compiled
+    N, K = parse_shapes(arguments.shape)[0]
+    runs = list(itertools.product(arguments.archs, arguments.dtypes, arguments.tools))
+    for arch, dtype in dict.fromkeys((arch, dtype) for arch, dtype, _ in runs):
+        # Compiled here: under the tools everything is slow
+        find_library(MatmulProblem(N, K, MRange(), dtype, dtype), arch)
     rows = []
-    for arch in arguments.archs:
-        for dtype in arguments.dtypes:
-            N, K = parse_shapes(arguments.shape)[0]
-            # Compiled here: under the tools everything is slow
-            find_library(MatmulProblem(N, K, MRange(), dtype, dtype), arch)
-            for tool in arguments.tools:
-                rows.append(watch(tool, arguments.shape, dtype, arch, arguments.timeout))
-                print(rows[-1], flush=True)
-                record.write(arguments.output, rows)
+    # All at once: each waits for its tool most of the time
+    with ThreadPoolExecutor(len(runs)) as pool:
+        futures = [
+            pool.submit(watch, tool, arguments.shape, dtype, arch, arguments.timeout)
+            for arch, dtype, tool in runs
+        ]
+        for future in futures:
+            rows.append(future.result())
+            print(rows[-1], flush=True)
+            record.write(arguments.output, rows)
     return int(any(row["exit_code"] for row in rows))
 
 

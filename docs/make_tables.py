@@ -1,4 +1,4 @@
-"""Fill the marked tables of README.md and docs/ from the measurements in benchmarks/results.
+"""Fill the marked tables of README.md and docs/ from the measurements in benchmarks/results; draw the pictures.
 
     python docs/make_tables.py            rewrite them
     python docs/make_tables.py --check    fail if they differ from what the measurements say
@@ -20,11 +20,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import convert_tables, gemm_tables  # noqa: E402
+from benchmarks import convert_tables, gemm_plot, gemm_tables  # noqa: E402
 from benchmarks.markdown import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+IMAGES = gemm_plot.IMAGES
+#: Results that `benchmarks.gemm_plot` draws.
+PICTURED = "peer_gemm_*.json"
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -136,8 +139,12 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the documents; return the exit code."""
-    parser = argparse.ArgumentParser(description="Fill the tables of the documentation from measurements.")
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if a table is out of date")
+    parser = argparse.ArgumentParser(
+        description="Fill the tables and draw the pictures of the documentation from measurements."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, fail if something is out of date"
+    )
     check = parser.parse_args(arguments).check
     stale = []
     for path in DOCUMENTS:
@@ -147,6 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stale.append(path.relative_to(ROOT).as_posix())
             if not check:
                 path.write_text(new, encoding="utf-8")
+    for report in sorted(RESULTS.glob(PICTURED)):
+        pictures = gemm_plot.stale(report, IMAGES) if check else gemm_plot.draw(report, IMAGES)
+        stale += [path.relative_to(ROOT).as_posix() for path in pictures]
     if stale:
         print(f"{'out of date' if check else 'rewritten'}: {', '.join(stale)}")
     return int(check and bool(stale))

@@ -118,6 +118,8 @@ def compile(
     ------
     NVFP4Error
         If the checkpoint is malformed or unsupported, an option is out of range, or the output exists.
+    TargetError
+        If the target is not supported, or something to compile or link with is missing.
     """
     output = Path(output)
     resolved = resolve_target(target)
@@ -128,6 +130,7 @@ def compile(
     chunk = _bounded("prefill_chunk_size", prefill_chunk_size, DEFAULT_PREFILL_CHUNK, context)
     dtype = dtype or _default_dtype(opened, resolved)
     _check_output(output, force)
+    _check_linker()
     report = progress or (lambda stage, done, total: None)
 
     report("verify", 0, 1)
@@ -267,6 +270,11 @@ def _check_output(output: Path, force: bool) -> None:
         raise NVFP4Error(f"{output}: is no compiled folder (no {MANIFEST}), so --force does not replace it")
 
 
+def _check_linker() -> None:
+    if os.environ.get("CXX") is None and not any(shutil.which(cxx) for cxx in ("g++", "clang++", "c++")):
+        raise TargetError("no C++ compiler to link the library with; install g++ or clang++, or set CXX")
+
+
 def _weight_params(mod: tvm.IRModule) -> dict[str, relax.TensorType]:
     """Return the weight parameters that the model's functions take, in order."""
     function = mod[decoder.MODEL_FUNCTIONS[0]]
@@ -301,6 +309,5 @@ def export(executable: relax.VMExecutable, path: Path) -> None:
     TargetError
         If there is no C++ compiler to link with.
     """
-    if os.environ.get("CXX") is None and not any(shutil.which(cxx) for cxx in ("g++", "clang++", "c++")):
-        raise TargetError("no C++ compiler to link the library with; install g++ or clang++, or set CXX")
+    _check_linker()
     executable.export_library(str(path))

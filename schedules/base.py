@@ -56,6 +56,10 @@ class MRange:
     def __contains__(self, M: int) -> bool:
         return self.low <= M and (self.high is None or M <= self.high)
 
+    def covers(self, other: MRange) -> bool:
+        """Whether all of ``other`` is in this range."""
+        return other.low in self and (self.high is None or (other.high is not None and other.high in self))
+
     def __str__(self) -> str:
         if self.static is not None:
             return str(self.low)

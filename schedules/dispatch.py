@@ -19,6 +19,7 @@ from nvfp4_tvm.arch import Arch, get_arch
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE
+from nvfp4_tvm.schedules.gemm_cluster import GemmCluster
 from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma
@@ -28,10 +29,9 @@ logger = logging.getLogger(__name__)
 
 Table = Sequence[tuple[MRange, Sequence[KernelRule]]]
 
-#: GEMVs for M up to 4, 8 and 16; the plain kernel for float32 activations.
-_GEMVS: Table = tuple((MRange(low, high), (Gemv(), PlainGemm())) for low, high in ((1, 4), (5, 8), (9, 16)))
-_AMPERE: Table = (*_GEMVS, (MRange(17), (GemmMma(), PlainGemm())))
-_HOPPER: Table = (*_GEMVS, (MRange(17), (GemmWgmma(), GemmMma(), PlainGemm())))
+#: The GEMV family leaves M above 16, 24 or 32 to the GEMMs, depending on the weight; float32 has the plain one.
+_AMPERE: Table = ((MRange(), (Gemv(), GemmMma(), PlainGemm())),)
+_HOPPER: Table = ((MRange(), (Gemv(), GemmCluster(), GemmWgmma(), GemmMma(), PlainGemm())),)
 
 #: Ranges of M, in order and without gaps, with the rules to try in order: by kind of target, or by architecture.
 #: A rule with several configurations splits its range further (:class:`Ranged`).

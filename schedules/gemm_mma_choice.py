@@ -2,8 +2,9 @@
 
 The time of a launch is close to ``START + blocks per SM * stages of a block * cost``, whether the blocks of an SM
 run one after the other or side by side. ``cost`` is measured: microseconds a block needs for 128 k on an H200
-(weights cold; within 5 % from M = 32 to 2048 over N x K of 21504 x 5376, 5376 x 21504 and 4096 x 4096). That other
-cards are faster or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
+(kernels built for sm_89, weights cold; N x K of 21504 x 5376, M = 48 to 777, within 3 % where an SM has several
+blocks; tiles of 32 tokens at M = 32, within 5 %, over 5376 x 21504 and 4096 x 4096 too). That other cards are
+faster or slower at all of the tiles alike is an assumption; what decides is how well tiles fill a card.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.arch import MIB, Arch
@@ -19,12 +21,16 @@ from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 
 #: Fewer rows belong to the GEMV family.
 MIN_M = 17
-#: Where configurations may change. Within a range each is judged by the last M, which fills its tiles best.
-BOUNDS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+#: Where configurations may change: what two to four tiles of the heights below hold. Within a range each
+#: configuration is judged by the last M, which fills its tiles best.
+BOUNDS = (
+    *(32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 336, 384, 448, 512, 672, 784, 896, 1024),
+    *(1536, 2048),
+)
 #: M that stand for all beyond the last bound.
-LARGE_M = (2048, 3072, 4096)
-#: A range takes the kernel of the range before unless another is faster by this factor: kernels cost compilation.
-WORTH_A_KERNEL = 1.04
+LARGE_M = (3072, 4096, 8192)
+#: A range takes a kernel of a range before unless another is faster by this factor: kernels cost compilation.
+WORTH_A_KERNEL = 1.03
 
 #: Launch, prologue and epilogue of a block, microseconds.
 START = 5.0
@@ -37,26 +43,34 @@ MAX_SUMS = 128 * MIB
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration and its ``cost``."""
+    """A configuration and its ``cost``, and the one of blocks alone on their SMs, where that was measured."""
 
     config: MmaConfig
     cost: float
+    alone: float | None = None
 
 
 CANDIDATES = (
-    Candidate(MmaConfig(128, 128, 128, 32, stages=2), 1.21),
-    Candidate(MmaConfig(64, 192, 64, 48, stages=3), 1.02),
-    Candidate(MmaConfig(96, 128, 96, 32, stages=2), 1.03),
-    Candidate(MmaConfig(128, 96, 64, 48, stages=2), 1.03),
-    Candidate(MmaConfig(96, 96, 96, 48, k_warps=2, stages=2), 0.75),
-    Candidate(MmaConfig(64, 96, 64, 48, k_warps=2, stages=3), 0.515),
-    Candidate(MmaConfig(48, 96, 48, 48, k_warps=2, stages=3), 0.45),
-    Candidate(MmaConfig(64, 64, 64, 32, k_warps=2, stages=3), 0.385),
-    # Not measured: between the ones before and after
-    Candidate(MmaConfig(48, 64, 48, 32, k_warps=2, stages=3), 0.32),
+    Candidate(MmaConfig(128, 128, 128, 32, stages=2), 1.222),
+    Candidate(MmaConfig(112, 128, 112, 32, stages=2), 1.095),
+    Candidate(MmaConfig(96, 128, 96, 32, stages=2), 0.98),
+    Candidate(MmaConfig(80, 128, 80, 32, stages=2), 0.845),
+    Candidate(MmaConfig(96, 192, 96, 48, stages=2), 1.41, 1.55),
+    Candidate(MmaConfig(80, 192, 80, 48, stages=2), 1.18, 1.27),
+    Candidate(MmaConfig(64, 192, 64, 48, stages=3), 0.99, 1.13),
+    Candidate(MmaConfig(48, 192, 48, 48, stages=3), 0.836, 0.94),
+    Candidate(MmaConfig(128, 96, 64, 48, stages=2), 1.01),
+    Candidate(MmaConfig(96, 96, 96, 48, k_warps=2, stages=2), 0.735),
+    Candidate(MmaConfig(80, 96, 80, 48, k_warps=2, stages=2), 0.61),
+    Candidate(MmaConfig(64, 128, 64, 64, k_warps=2, stages=3), 0.692),
+    Candidate(MmaConfig(64, 96, 64, 48, k_warps=2, stages=3), 0.573),
+    Candidate(MmaConfig(64, 64, 64, 32, k_warps=2, stages=3), 0.381),
+    Candidate(MmaConfig(48, 128, 48, 32, stages=3), 0.56),
+    Candidate(MmaConfig(48, 96, 48, 48, k_warps=2, stages=3), 0.43),
+    Candidate(MmaConfig(48, 64, 48, 32, k_warps=2, stages=3), 0.302),
     Candidate(MmaConfig(32, 96, 32, 48, k_warps=2, stages=4), 0.343),
     Candidate(MmaConfig(32, 64, 32, 32, k_warps=2, stages=4), 0.243),
-    Candidate(MmaConfig(64, 32, 64, 32, k_warps=4, stages=4), 0.24),
+    Candidate(MmaConfig(64, 32, 64, 32, k_warps=4, stages=4), 0.229, 0.249),
     Candidate(MmaConfig(32, 32, 32, 32, k_warps=4, stages=4), 0.168),
 )
 
@@ -77,7 +91,8 @@ def predicted_time(candidate: Candidate, N: int, K: int, M: int, sms: int) -> fl
     config = candidate.config
     blocks = -(-M // config.block_m) * -(-N // config.block_n) * config.splits
     stages = config.stages_along_k(K) * config.block_k / layout.TILE_K
-    time = START + -(-blocks // sms) * stages * candidate.cost
+    cost = candidate.alone if candidate.alone is not None and blocks <= sms else candidate.cost
+    time = START + -(-blocks // sms) * stages * cost
     if config.splits > 1:
         time += ADD_START + (config.splits + 1) * 4 * M * N / ADD_RATE
     return time
@@ -96,9 +111,11 @@ def _plan(N: int, K: int, arch: Arch) -> tuple[tuple[MRange, MmaConfig], ...]:
             for candidate in _candidates(N, high, arch)
         }
         best = min(times, key=lambda config: times[config])
-        if plan and times.get(plan[-1][1], float("inf")) <= times[best] * WORTH_A_KERNEL:
-            part, best = plan.pop()
-            low = part.low
+        known = min((config for _, config in plan), key=lambda config: times.get(config, inf), default=best)
+        if times.get(known, inf) <= times[best] * WORTH_A_KERNEL:
+            best = known
+        if plan and plan[-1][1] == best:
+            low = plan.pop()[0].low
         plan.append((MRange(low, high), best))
     return tuple(plan)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nvfp4_tvm import layout
 from nvfp4_tvm.arch import WARP_SIZE, get_arch
 from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.gemm_store_kernel import STAGING_SHAPE
 
 #: Rows of wgmma's A operand (PTX ISA, "Asynchronous Warpgroup Level Matrix Shape").
 WGMMA_ROWS = 64
@@ -17,8 +18,6 @@ TOKENS_MULTIPLE, MAX_TOKENS = 16, 256
 #: Bytes of one token's 128-block of activations, and of one warp's words and scales of a 128-block.
 X_BLOCK_BYTES = 2 * layout.TILE_K
 W_BLOCK_BYTES = layout.TILE_N * layout.TILE_K // 2 + 4 * layout.LANES
-#: One warp's transposition buffer in 16-bit elements: 16 tokens of 16 rows; 24 keep stmatrix free of conflicts.
-STAGING_SHAPE = (16, 24)
 #: setmaxnreg takes multiples of 8 (PTX ISA).
 _REGISTER_UNIT = 8
 #: What the producer's loop needs, and what is kept for wgmma's other operands besides the accumulators.

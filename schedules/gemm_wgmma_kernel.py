@@ -12,16 +12,11 @@ A block computes tiles of ``64 * warpgroups`` weight rows by ``tokens`` activati
 - A 128-block is eight wgmma in four groups. A group's codes are decoded while the previous group multiplies:
   its registers are free one ``wait_group`` later. ptxas keeps wgmma asynchronous only if it does not run out
   of registers, hence setmaxnreg.
-- Sums of a tile that several blocks share go through global memory: a block stores its accumulators and then,
-  per warp, a flag (release); the block that finishes the tile polls the flags (acquire) and adds them in
-  order. The launch before sets the flags to zero.
-- Epilogue: a thread holds rows g and g + 8 of its warp's 16-row tile. 16-bit outputs are transposed by
-  stmatrix to 16-byte stores; others, and rows of ``out`` that are not 16-byte aligned, are stored one by one.
+- Sums of a tile that several blocks share: :mod:`nvfp4_tvm.schedules.gemm_hand_over_kernel`.
+- Epilogue: :mod:`nvfp4_tvm.schedules.gemm_store_kernel`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -30,24 +25,19 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
 from nvfp4_tvm.schedules.base import MatmulProblem
-from nvfp4_tvm.schedules.epilogue import row_value, silu
-from nvfp4_tvm.schedules.gemm_wgmma_config import STAGING_SHAPE, X_BLOCK_BYTES, WgmmaConfig
+from nvfp4_tvm.schedules.gemm_hand_over_kernel import hand_over, select
+from nvfp4_tvm.schedules.gemm_store_kernel import (
+    DESCRIPTOR_HIGH,
+    KEEP,
+    PIECE_TOKENS,
+    STAGING_SHAPE,
+    epilogue_scripts,
+    wgmma,
+)
+from nvfp4_tvm.schedules.gemm_wgmma_config import X_BLOCK_BYTES, WgmmaConfig
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 _BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
-_PACK = {"bfloat16": "cvt.rn.bf16x2.f32", "float16": "cvt.rn.f16x2.f32"}
-#: Keeps reads of an accumulator behind the wait for wgmma, which the compiler does not know to write it.
-_KEEP = 'static __device__ __forceinline__ void nvfp4_keep(float& r) { asm volatile("" : "+f"(r) :: "memory"); }\n'
-#: Matrix descriptor (PTX ISA, "Matrix Descriptor"): 128-byte swizzle is 1 in bits 63..62; eight rows of 128 bytes are
-#: 1024 bytes apart, in 16 bytes, in bits 45..32. The leading offset is not used by swizzled K-major layouts.
-_DESCRIPTOR_HIGH = (1 << 62) | (1024 // 16) << 32
-#: Accumulators that are read from memory before they are added: enough to hide the latency.
-_BATCH = 8
-
-
-def _select(condition: Any, a: Any, b: Any) -> Any:
-    return T.if_then_else(condition, a, b)
 
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
@@ -75,17 +65,13 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
     grid = config.grid(sms)
     overhead = config.overhead
     dtype, out_dtype = problem.x_dtype, problem.out_dtype
-    mma = f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{_PTX_TYPE[dtype]}.{_PTX_TYPE[dtype]}"
+    mma = wgmma(tokens, dtype)
     # One source holds both functions; TVM emits a source a function
     source, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
     x_bytes = tokens * X_BLOCK_BYTES
-    gated = problem.activation == "silu_mul"
-    has_bias, has_residual = problem.bias, problem.residual
-    halves = 1 if gated else 2  # groups of eight output columns of a warp
-    columns = 8 * halves
-    transposed = out_dtype in _PACK and out_N % 8 == 0
     sums = tokens // 2  # accumulators of a thread
-    chunks = tokens // 8
+    give, take = hand_over(tokens)
+    load_rows, store = epilogue_scripts(problem)
 
     # fmt: off
     @T.prim_func
@@ -103,15 +89,13 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
         tx = T.thread_id([config.threads])
         warp: T.let = tx // 32
         lane: T.let = tx % 32
-        g: T.let = lane // 4
-        q: T.let = lane % 4
         token_tiles: T.int32 = T.cast((M + (tokens - 1)) // tokens, "int32")
         tiles: T.int32 = token_tiles * row_tiles
-        sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, _select)
-        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, _select)
+        sharing: T.int32 = stream_k.sharing_blocks(tiles, grid, select)
+        cut: T.int32 = stream_k.cut_tiles(tiles, sharing, blocks, grid, overhead, select)
         units: T.int32 = cut * blocks
-        begin: T.int32 = stream_k.first_unit(block, units, sharing, _select)
-        end: T.int32 = stream_k.first_unit(block + 1, units, sharing, _select)
+        begin: T.int32 = stream_k.first_unit(block, units, sharing, select)
+        end: T.int32 = stream_k.first_unit(block + 1, units, sharing, select)
         last_cut: T.int32 = T.max(end - 1, 0) // blocks
         runs: T.int32 = T.if_then_else(end > begin, last_cut - begin // blocks + 1, 0)
         segments: T.int32 = runs + stream_k.whole_tiles(tiles, cut, block, grid)
@@ -177,12 +161,8 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
             scale = T.alloc_local((2, 2), "uint32")  # [group][row g or g + 8]
             fragment = T.alloc_local((4, 2, 4), "uint32")
             acc = T.alloc_local((sums,), "float32")
-            other = T.alloc_local((_BATCH, 4), "float32")
-            value = T.alloc_local((2, 2, 2), "float32")  # [8-token chunk][row half][token]
             row_scale = T.alloc_local((2,), "float32")
             row_bias = T.alloc_local((2,), dtype)
-            packed = T.alloc_local((4,), "uint32")
-            flag = T.alloc_local((1,), "uint32")
             w_slot: T.int32
             w_tile: T.int32
             descriptor: T.uint32
@@ -242,7 +222,7 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                         for j in T.unroll(2):
                             T.ptx[mma](*[acc[z] for z in range(sums)],
                                        fragment[i, 0, 2 * j], fragment[i, 1, 2 * j], fragment[i, 0, 2 * j + 1], fragment[i, 1, 2 * j + 1],
-                                       T.uint64(_DESCRIPTOR_HIGH) | T.cast(descriptor + T.uint32(i // 2 * (tokens * 8) + (i % 2 * 2 + j) * 2), "uint64"),
+                                       T.uint64(DESCRIPTOR_HIGH) | T.cast(descriptor + T.uint32(i // 2 * (tokens * 8) + (i % 2 * 2 + j) * 2), "uint64"),
                                        T.bool(True), 1, 1, 0)
                         T.ptx.wgmma.commit_group.sync.aligned()
                         T.ptx.wgmma.wait_group.sync.aligned(1)
@@ -257,86 +237,21 @@ def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> Prim
                 if lane == 0:
                     T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([T.if_then_else(slot == 0, x_stages - 1, slot - 1)]))
                 for i in T.unroll(sums):
-                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=_KEEP))
+                    T.evaluate(T.cuda.func_call("nvfp4_keep", acc[i], source_code=KEEP))
                 if segment + 1 < segments:
                     start(segment + 1)  # its weights arrive during the epilogue
 
                 if k_stop < blocks:
                     # A later block finishes the tile
-                    for j in T.unroll(chunks):
-                        T.ptx["st.global.cg.v4.f32"](partials.ptr_to([block, j, tx, 0]), acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3])
-                    T.ptx.fence.acq_rel.gpu()
-                    T.cuda.warp_sync()
-                    if lane == 0:
-                        T.ptx["st.release.gpu.global.u32"](flags.ptr_to([block, warp]), T.uint32(1))
+                    give(acc, partials, flags, block, tx)
                 else:
                     if k_first > 0:
                         first: T.int32 = stream_k.first_block(this, blocks, units, sharing)
-                        for o in T.serial((block - first + 31) // 32):
-                            polled: T.int32 = first + o * 32 + lane
-                            if polled < block:
-                                if stream_k.first_unit(polled + 1, units, sharing, _select) > stream_k.first_unit(polled, units, sharing, _select):
-                                    flag[0] = T.uint32(0)
-                                    while flag[0] == T.uint32(0):
-                                        T.ptx["ld.acquire.gpu.global.u32"](flag[0], flags.ptr_to([polled, warp]))
-                            T.cuda.warp_sync()
-                        for o in T.serial(block - first):
-                            added: T.int32 = first + o
-                            if stream_k.first_unit(added + 1, units, sharing, _select) > stream_k.first_unit(added, units, sharing, _select):
-                                for batch in T.unroll((chunks + (_BATCH - 1)) // _BATCH):
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            T.ptx["ld.global.cg.v4.f32"](other[j, 0], other[j, 1], other[j, 2], other[j, 3], partials.ptr_to([added, batch * _BATCH + j, tx, 0]))
-                                    for j in T.unroll(_BATCH):
-                                        if batch * _BATCH + j < chunks:
-                                            for e in T.unroll(4):
-                                                acc[(batch * _BATCH + j) * 4 + e] = acc[(batch * _BATCH + j) * 4 + e] + other[j, e]
-                    row: T.int32 = T.min(row_tile * warps + warp, n_tiles - 1) * layout.TILE_N + g
-                    for h in T.unroll(2):
-                        row_scale[h] = global_scale[row + h * 8]
-                        if has_bias:
-                            row_bias[h] = bias[T.min(row + h * 8, N - 1)]
-                    column: T.int32 = (row_tile * warps + warp) * columns
-                    own_column: T.int32 = column + g
-                    own_token: T.int32 = token_tile * tokens + q * 2
-                    rows: T.int32 = T.cast(M, "int32")
-                    for pair in T.unroll(chunks // 2):
-                        # Nor may all residuals be read ahead: registers
-                        T.evaluate(T.cuda.func_call("nvfp4_keep", acc[pair * 8], source_code=_KEEP))
-                        for c in T.unroll(2):
-                            for t in T.unroll(2):
-                                z = T.meta_var((pair * 2 + c) * 4 + t)
-                                token: T.int32 = own_token + (pair * 16 + c * 8 + t)
-                                if gated:
-                                    value[c, 0, t] = silu(row_value(acc[z], row_scale[0], row_bias[0] if has_bias else None)) * row_value(
-                                        acc[z + 2], row_scale[1], row_bias[1] if has_bias else None)
-                                else:
-                                    for h in T.unroll(2):
-                                        value[c, h, t] = row_value(acc[z + h * 2], row_scale[h], row_bias[h] if has_bias else None)
-                                for h in T.unroll(halves):
-                                    if has_residual:
-                                        value[c, h, t] = value[c, h, t] + T.cast(residual[T.cast(T.min(token, rows - 1), "int64"), T.min(own_column + h * 8, out_N - 1)], "float32")
-                                    if not transposed:
-                                        if token < rows:
-                                            if own_column + h * 8 < out_N:
-                                                out[T.cast(token, "int64"), own_column + h * 8] = T.cast(value[c, h, t], out_dtype)
-                            if transposed:
-                                for h in T.unroll(halves):
-                                    T.ptx[_PACK[out_dtype]](packed[c * halves + h], value[c, h, 1], value[c, h, 0])
-                        if transposed:
-                            if gated:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x2.trans.shared.b16"](staging.ptr_to([warp, lane % 16, 0]), packed[0], packed[1])
-                            else:
-                                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                                    staging.ptr_to([warp, lane // 16 * 8 + lane % 8, lane // 8 % 2 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
-                            line: T.int32 = token_tile * tokens + pair * 16 + lane % 16
-                            if line < rows:
-                                if lane // 16 < halves:
-                                    if column + lane // 16 * 8 < out_N:
-                                        T.ptx["ld.shared.v4.u32"](packed[0], packed[1], packed[2], packed[3], staging.ptr_to([warp, lane % 16, lane // 16 * 8]))
-                                        T.ptx["st.global.v4.u32"](out.ptr_to([T.cast(line, "int64"), column + lane // 16 * 8]), packed[0], packed[1], packed[2], packed[3])
-                            T.cuda.warp_sync()
+                        take(acc, partials, flags, block, first, units, sharing, tx)
+                    load_rows(row_tile * warps + warp, lane, global_scale, bias, row_scale, row_bias)
+                    for piece in T.unroll(tokens // PIECE_TOKENS):
+                        store(acc, piece * (PIECE_TOKENS // 2), row_tile * warps + warp, token_tile * tokens + piece * PIECE_TOKENS, M, warp, lane,
+                              row_scale, row_bias, residual, out, staging)
     # fmt: on
     taken = {*arguments(problem)}
     params = [param for param in matmul.params if param.name in taken]

@@ -1,34 +1,41 @@
-"""The GEMV family, M = 1..16 on sm_80 and later: which configuration of :mod:`.gemv_kernel` a problem gets."""
+"""The GEMV family, M = 1..32 on sm_80 and later: which configuration of :mod:`.gemv_kernel` a problem gets."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator
 
 from tvm.target import Target
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import ARCHS, STATIC_SHARED_BYTES, WARP_SIZE, Arch
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
+from nvfp4_tvm.arch import ARCHS, MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE, Arch
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig, gemv
 from nvfp4_tvm.schedules.gemv_measured import MEASURED
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
 #: Activation dtypes that mma.m16n8k16 takes.
 DTYPES = ("bfloat16", "float16")
-#: Largest M: two eights of tokens.
-MAX_M = 2 * TOKENS
+#: Largest M the kernel is made for: four eights of tokens.
+MAX_M = 4 * TOKENS
+#: Where the configuration may change: M up to the first number, for weights of up to the second one's elements.
+#: Larger weights are left to the GEMM families, which read activations less often (measured on an H200).
+_RANGES = ((4, None), (8, None), (16, None), (24, 1 << 27), (MAX_M, 1 << 25))
 
 #: What the choice considers.
-_WARPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 21, 24)
-_TILES = (1, 2, 3, 4, 5)
-_DEPTHS = (2, 3, 4)
+_WARPS = range(1, MAX_THREADS_PER_BLOCK // WARP_SIZE + 1)
+_TILES = (1, 2, 3, 4)
+_DEPTHS = (1, 2, 3, 4)
 #: Pieces of weights (a tile, a 128-block) that a turn of the main loop may hold before its code leaves the
 #: instruction cache: about 150 instructions of 16 bytes each, in a cache of 128 KiB.
 _PIECES_PER_TURN = 44
-#: Bytes in flight and warps of an SM beyond which more do not help: 4.8 TB/s over 132 SMs at about 1.5 us.
-_BYTES_IN_FLIGHT = 60_000
-_BUSY_WARPS = 30
+#: Bytes in flight and warps of an SM beyond which more do not help, and what an eight of tokens costs beside the
+#: weights. Fitted to 190 configurations of ten weights, M = 8, 16 and 24: the choice takes 1.035 times the time of
+#: the best one in the geometric mean, 1.06 times on four other weights with two to four configurations each.
+_BYTES_IN_FLIGHT = 50_000
+_BUSY_WARPS, _BUSY_EXPONENT = 24, 0.3
+_TOKENS_COST = 0.5
 
 
 def target_arch(target: Target) -> Arch | None:
@@ -48,60 +55,69 @@ def usual_sms(arch: Arch) -> int:
 
 def registers(NB: int, NT: int, D: int) -> int:
     """Estimate a thread's registers: accumulators, activations, weights in flight, addresses and decoding."""
-    return 16 + 4 * NT * NB + 4 * NB + 9 * D * NT
+    fixed = 20 + 4 * NT * NB + 4 * NB
+    if NB == 1:
+        return fixed + 9 * NT * max(2 * D, 3) // 2
+    return fixed + 9 * NT * D + 12 * (NT - 1) + (16 if D == 1 else 0) + (16 if NB > 3 else 0)
 
 
 def candidates(N: int, K: int, NB: int, arch: Arch) -> Iterator[tuple[float, GemvConfig]]:
-    """Yield configurations with a score, the share of the memory's speed they should reach."""
+    """Yield configurations with a score that grows with the share of the memory's speed they should reach."""
     sms = usual_sms(arch)
     tiles, steps = layout.tiles(N, K)
     piece = layout.TILE_N * layout.TILE_K * 9 // 16  # bytes: 4 bits a code, 8 bits for 16 of them
-    for NT in _TILES:
-        blocks = -(-tiles // NT)
-        for KS in (KS for KS in _WARPS if KS <= steps):
-            if KS * TOKENS * (NT * layout.TILE_N + 4) * 4 > STATIC_SHARED_BYTES:
-                continue
-            warp_steps = -(-steps // KS)
-            for D in _DEPTHS:
-                shared = KS * TOKENS * (NT * layout.TILE_N + 4) * 4
-                fit = arch.blocks_per_sm(KS * WARP_SIZE, registers(NB, NT, D), shared)
-                if not fit:
-                    continue
-                resident = min(fit, -(-blocks // sms))
-                waves = -(-blocks // (resident * sms))
-                if D > max(2, warp_steps):
-                    continue
-                # How full the SMs are over the waves, and the warps of a block over its steps
-                full = tiles / (NT * resident * sms * waves)
-                even = steps / (KS * warp_steps)
-                flight = min(1.0, resident * KS * NT * D * piece / _BYTES_IN_FLIGHT) ** 0.5
-                busy = min(1.0, resident * KS / _BUSY_WARPS) ** 0.3
-                # Activations are loaded once for NT tiles, and take more loads than weights for 16 tokens
-                reuse = 1.0 if NB == 1 else min(1.0, (NT + 1) / 4) ** 0.4
-                score = full * even * flight * busy * reuse
-                yield score, _config(KS, NT, D, K, arch)
+    for NT, KS, D in itertools.product(_TILES, (KS for KS in _WARPS if KS <= steps), _DEPTHS):
+        shared = KS * TOKENS * (NT * layout.TILE_N + 4) * 4
+        fit = arch.blocks_per_sm(KS * WARP_SIZE, registers(NB, NT, D), shared)
+        blocks, warp_steps = -(-tiles // NT), -(-steps // KS)
+        if shared > STATIC_SHARED_BYTES or not fit or D > max(2, warp_steps):
+            continue
+        resident = min(fit, -(-blocks // sms))
+        waves = -(-blocks // (resident * sms))
+        # How full the SMs are over the waves, and the warps of a block over its steps
+        full = tiles / (NT * resident * sms * waves)
+        even = steps / (KS * warp_steps)
+        flight = min(1.0, resident * KS * NT * min(D, warp_steps) * piece / _BYTES_IN_FLIGHT)
+        busy = min(1.0, resident * KS / _BUSY_WARPS) ** _BUSY_EXPONENT
+        # Activations are loaded once for NT tiles
+        yield full * even * flight * busy / (1 + _TOKENS_COST * NB / NT), _config(KS, NT, D, K, arch)
 
 
-def _config(KS: int, NT: int, D: int, K: int, arch: Arch) -> GemvConfig:
+def _config(KS: int, NT: int, D: int, K: int, arch: Arch, resident: int = 0) -> GemvConfig:
     """Return a configuration with as long a turn of the main loop as the instruction cache holds."""
     turn = _PIECES_PER_TURN // NT // D * D
     warp_steps = -(-layout.tiles(1, K)[1] // KS)
-    return GemvConfig(KS=KS, NT=NT, D=D, unroll=max(D, min(turn, -(-warp_steps // D) * D)), pdl=arch.pdl)
+    unroll = max(D, min(turn, -(-warp_steps // D) * D))
+    return GemvConfig(KS=KS, NT=NT, D=D, unroll=unroll, resident=resident, pdl=arch.pdl)
 
 
 def choose(N: int, K: int, high: int, arch: Arch) -> GemvConfig:
     """Choose the configuration for ``M <= high``: a measured one, else the best score, the first of equals."""
     measured = MEASURED.get((N, K), {})
-    for bound, (KS, NT, D) in measured.items():
+    for bound, (KS, NT, D, *resident) in measured.items():
         if high <= bound:
-            return _config(KS, NT, D, K, arch)
+            return _config(KS, NT, D, K, arch, *resident)
     return max(candidates(N, K, -(-high // TOKENS), arch), key=lambda scored: scored[0])[1]
 
 
 class Gemv(KernelRule):
-    """At most 16 rows of bfloat16 or float16 activations."""
+    """Few rows of bfloat16 or float16 activations.
+
+    Parameters
+    ----------
+    config : GemvConfig, optional
+        Use this configuration for every M instead of choosing one; tuners and tests pass it.
+    """
 
     name = "gemv"
+
+    def __init__(self, config: GemvConfig | None = None) -> None:
+        self.config = config
+
+    def ranges(self, N: int, K: int, arch: Arch) -> list[MRange]:
+        """Return the ranges of M that have one configuration each, in order."""
+        highs = [high for high, elements in _RANGES if elements is None or N * K <= elements]
+        return [MRange(low + 1, high) for low, high in zip([0, *highs], highs, strict=False)]
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """Return the kernel, or None for more rows, other activations or another target."""
@@ -115,6 +131,6 @@ class Gemv(KernelRule):
         if problem.M.high is None or problem.M.high > MAX_M:
             return self.refuse(problem, f"M is {problem.M}, expected at most {MAX_M}")
         NB = -(-problem.M.high // TOKENS)
-        config = choose(problem.N, problem.K, problem.M.high, arch)
+        config = self.config or choose(problem.N, problem.K, problem.M.high, arch)
         function, arguments = gemv(problem, NB, config)
         return CudaKernel(f"gemv_m{NB * TOKENS}_{config}", (Launch(function, arguments, "tirx"),))

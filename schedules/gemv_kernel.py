@@ -1,4 +1,4 @@
-"""The GEMV kernel: up to 16 rows of activations, weights streamed from memory through registers.
+"""The GEMV kernel: up to 32 rows of activations, weights streamed from memory through registers.
 
 out^T = W x^T on ``mma.m16n8k16``: a tile of 16 weight rows is the A operand, eight rows of activations (tokens)
 are the n8 side of B. A block owns ``NT`` neighbouring tiles; its ``KS`` warps share K among them, and their sums
@@ -229,6 +229,12 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
                     acc[t, b, z] = T.float32(0)
         for slot in T.unroll(D):
             load(slot, slot)
+        # The epilogue would wait for it. A branch on memory also keeps ptxas from moving the first loads of weights
+        # behind the wait below.
+        if tx < NT:
+            tile: T.let = bx * NT + tx
+            T.ptx["prefetch.global.L2"](
+                global_scale.ptr_to([(tile if whole_tiles else T.min(tile, tiles - 1)) * layout.TILE_N]))
         if config.pdl:
             T.ptx.griddepcontrol.wait()
         for turn in T.serial(turns):

@@ -1,11 +1,44 @@
-"""Makes the modules of tests/helpers importable from every test, with importlib mode too.
+"""Makes the modules of tests/helpers importable, keeps files in one process, and says how GPU tests compile.
 
-Not tests/ itself: on the path, its folder nvfp4_tvm would hide the package of that name.
+Not tests/ itself is on the path: its folder nvfp4_tvm would hide the package of that name.
 """
 
 import sys
 from pathlib import Path
 
-HELPERS = str(Path(__file__).parent / "helpers")
+import pytest
+
+ROOT = Path(__file__).parent
+HELPERS = str(ROOT / "helpers")
 if HELPERS not in sys.path:
     sys.path.insert(0, HELPERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one process (``--dist loadgroup``): they share fixtures and compiled kernels.
+
+    Apart, each process would make them again. Files that share more have a group of their own.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
+
+
+@pytest.fixture(autouse=True)
+def _compile_as_the_package_does(request):
+    """GPU tests run machine code of the package's compiler, as users do.
+
+    TVM's own callback would take the headers of whichever CUDA the machine has, which need not fit the NVRTC of
+    the extra ``cuda``, and adds ``--use_fast_math``.
+    """
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    import tvm
+
+    from nvfp4_tvm.arch import arch_of_capability
+    from nvfp4_tvm.codegen import cuda_machine_code
+
+    with cuda_machine_code(arch_of_capability(tvm.cuda(0).compute_version).compile_arch, ptx=False):
+        yield

@@ -103,6 +103,12 @@ def host_name(problem: MatmulProblem) -> str:
     return "_".join(parts)
 
 
+def launch_names(name: str, kernel: CudaKernel) -> tuple[str, ...]:
+    """Return the names of a kernel's launches behind the host function ``name``."""
+    count = len(kernel.launches)
+    return tuple(f"{name}_{kernel.name}" + (f"_{index}" if count > 1 else "") for index in range(count))
+
+
 _built: dict[tuple[MatmulProblem, str, Compiler], BuiltMatmul] = {}
 _built_lock = threading.Lock()
 
@@ -146,14 +152,12 @@ def _build(problem: MatmulProblem, target: Target, compiler: Compiler) -> BuiltM
     # NVRTC releases Python's lock: it compiles one launch while TVM lowers the next
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for m_range, kernel in kernels:
-            symbols = []
-            for index, launch in enumerate(kernel.launches):
-                symbol = f"{name}_{kernel.name}" + (f"_{index}" if len(kernel.launches) > 1 else "")
+            symbols = launch_names(name, kernel)
+            for symbol, launch in zip(symbols, kernel.launches, strict=True):
                 if symbol not in lowered:
                     lowered[symbol] = lower_launch(launch, symbol, target)
                     compiling[symbol] = pool.submit(compiler, lowered[symbol].source, lowered[symbol].arch)
-                symbols.append(symbol)
-            branches.append(Branch(m_range, kernel, tuple(symbols)))
+            branches.append(Branch(m_range, kernel, symbols))
     codes = [future.result() for future in compiling.values()]
     host = lower_host(host_function(name, problem, branches, target))
     module = link(host, list(lowered.values()), codes, target)

@@ -95,7 +95,7 @@ def test_resources():
         [{"nvrtc": "12.9", "date": "2026-01-02", "shapes": 10, "rows": [family]}]
     ).splitlines()
     assert lines[-1] == (
-        "| sm_89 gemv | 3 | 64 to 90 | 0 | 0.5 to 1.5 | 32 to 256 | 2 to 8 | 8 to 24 | 0 | 0 | 0 | 0 | 0 |"
+        "| sm_89 gemv | 3 | 64 to 90 | 0 | 0.5 to 1.5 | 32 to 256 | 2 to 8 | 8 to 24 | 0 | 0 | 0 | 0 | 0 | 0 |"
     )
 
 

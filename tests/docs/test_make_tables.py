@@ -87,12 +87,17 @@ def test_unknown_tables_are_refused():
 
 
 def test_check_writes_nothing(monkeypatch, tmp_path, capsys):
-    document = tmp_path / "a.md"
+    document, measurement = tmp_path / "a.md", tmp_path / "peer_gemm_card.json"
     stale = "<!-- table: cpu_linear -->\nx\n<!-- end of table -->\n"
     document.write_text(stale)
-    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    rows = [{"shape": "a", "N": 8, "K": 16, "M": 1, "floor_us": 1.0, "nvfp4_tvm_us": 2.0}]
+    measurement.write_text(json.dumps({"device": "Some GPU", "date": "2026-01-02", "rows": rows}))
+    for name in ("ROOT", "RESULTS", "IMAGES"):
+        monkeypatch.setattr(make_tables, name, tmp_path)
     monkeypatch.setattr(make_tables, "DOCUMENTS", (document,))
     assert make_tables.main(["--check"]) == 1
-    assert document.read_text() == stale and capsys.readouterr().out == "out of date: a.md\n"
+    printed = "out of date: a.md, gemm_times_card.png, gemm_speedups_card.png\n"
+    assert document.read_text() == stale and capsys.readouterr().out == printed
+    assert not list(tmp_path.glob("*.png"))
     assert make_tables.main([]) == 0 and document.read_text() != stale
     assert make_tables.main(["--check"]) == 0

@@ -8,11 +8,13 @@ from relax_modules import NUMPY, Weight, activations, assert_rounded_once
 from tvm import tirx
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.matmul import build_matmul
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules import dispatch as dispatch_module
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import TABLES, dispatch, intersect, kernels_for
+from nvfp4_tvm.schedules.gemm_cluster_choice import choices as cluster_choices
 from nvfp4_tvm.schedules.kernel import CudaKernel
 from nvfp4_tvm.target import resolve_target
 
@@ -57,13 +59,16 @@ def test_static_m_gets_the_kernel_of_its_range(cpu, M, expected):
     assert int(function.params[0].shape[0]) == M
 
 
-def intended(arch, M, x_dtype):
-    """The family that the table of the design gives to M."""
+def intended(arch, N, K, M, x_dtype):
+    """The family that gets M of the small weights below."""
     if x_dtype == "float32":
         return "gemm_plain"
-    if M <= 16:
+    if M <= 32:
         return "gemv"
-    return "gemm_wgmma" if arch == "sm_90" else "gemm_mma"
+    if arch != "sm_90":
+        return "gemm_mma"
+    few = any(M in m_range for m_range, _ in cluster_choices(N, K, get_arch(arch)))
+    return "gemm_cluster" if few else "gemm_wgmma"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_every_m_gets_the_intended_family(arch, N, K, x_dtype):
     assert all(lower.high + 1 == upper.low for (lower, *_), (upper, *_) in pairwise(chosen))
     for M in range(1, 301):
         (found,) = (rule.name for m_range, rule, _ in chosen if M in m_range)
-        assert found == intended(arch, M, x_dtype), M
+        assert found == intended(arch, N, K, M, x_dtype), M
 
 
 def test_an_unknown_architecture_is_refused():

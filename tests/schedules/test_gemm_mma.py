@@ -120,6 +120,8 @@ GPU_CASES = [
     ),
     (MatmulProblem(520, 1040, MRange(17), bias=True), MmaConfig(64, 64, 64, 32, splits=3)),
     (MatmulProblem(1000, 1040, MRange(17), "float16", "float32"), MmaConfig(128, 128, 128, 32)),
+    (MatmulProblem(200, 1040, MRange(17), residual=True), MmaConfig(112, 128, 112, 32)),
+    (MatmulProblem(200, 1040, MRange(17)), MmaConfig(64, 128, 64, 64, k_warps=2, splits=6)),
 ]
 
 

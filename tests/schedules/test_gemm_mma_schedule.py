@@ -4,8 +4,10 @@ import re
 
 import pytest
 import tvm
+from mma_problems import Case
 from tvm import s_tir
 
+from nvfp4_tvm.arch import arch_of_capability
 from nvfp4_tvm.codegen import cuda_machine_code
 from nvfp4_tvm.codegen.sass import count_instructions, sass
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
@@ -99,3 +101,19 @@ def test_machine_code_of_the_fp16_gate():
 @pytest.mark.parametrize("config", GROUPS_OF_32, ids=lambda config: config.name)
 def test_groups_of_32(config):
     machine_code(problem_of(), config, "sm_89", group_size=32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("config", GROUPS_OF_32, ids=lambda config: config.name)
+def test_groups_of_32_on_the_gpu(config):
+    device = tvm.cuda(0)
+    target = cuda_target(arch_of_capability(device.compute_version).name).target
+    problem = problem_of(100, 2880)
+    sch = schedule_gemm_mma(problem, config, group_size=32)
+    function = tvm.compile(sch.mod, target, tir_pipeline=MMA_PIPELINE)["main"]
+    for M in (17, 100, 300):
+        case = Case.random(problem, M, group_size=32)
+        out = tvm.runtime.tensor(case.empty(problem), device)
+        function(*(tvm.runtime.tensor(array, device) for array in case.operands.values()), out)
+        case.check(out.numpy())

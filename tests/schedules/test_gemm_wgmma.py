@@ -1,3 +1,4 @@
+import itertools
 import logging
 
 import numpy as np
@@ -13,15 +14,23 @@ from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma, wgmma_kernel
 from nvfp4_tvm.schedules.gemm_wgmma_choice import choices
 from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
+from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
 from nvfp4_tvm.target import cuda_target, resolve_target
 
 HOPPER = get_arch("sm_90")
 LARGE = WgmmaConfig(256, 2, 3, 3, 1)
 MIDDLE = WgmmaConfig(128, 3, 4, 3, 1)
 SMALL = WgmmaConfig(32, 1, 4, 4, 2, residents=3)
+SHARED_LARGE = SharedWgmmaConfig(256, 4, 2, 1)
+SHARED_MIDDLE = SharedWgmmaConfig(160, 4, 3, 2)
 
 CASES = [
-    (MatmulProblem(21504, 5376, MRange(17)), LARGE),
+    (MatmulProblem(21504, 5376, MRange(17)), SHARED_LARGE),
+    (MatmulProblem(100, 2880, MRange(17), "float16", "float16", bias=True, residual=True), SHARED_LARGE),
+    (
+        MatmulProblem(4096, 4096, MRange(17), "float16", "float16", activation="silu_mul", residual=True),
+        SHARED_MIDDLE,
+    ),
     (MatmulProblem(100, 2880, MRange(17), "float16", "float16", bias=True, residual=True), LARGE),
     (MatmulProblem(4096, 4096, MRange(17), out_dtype="float32"), MIDDLE),
     (MatmulProblem(8, 48, MRange(17)), SMALL),
@@ -42,19 +51,24 @@ def test_machine_code(problem, config):
         tvm.compile(module, cuda_target("sm_90a", HOPPER.shared_per_block).target, tir_pipeline="tirx")
     (usage,) = log.usage.values()
     assert usage.spill_stores == usage.spill_loads == usage.stack == usage.static_shared == 0
-    assert usage.registers <= config.registers
+    shared = isinstance(config, SharedWgmmaConfig)
     fits = HOPPER.blocks_per_sm(config.threads, usage.registers, config.shared_bytes)
-    assert fits >= config.residents
+    assert fits >= (1 if shared else config.residents)
     listing = sass(log.modules[0].fatbin, "sm_90a")
     counts = count_instructions(listing)
     dtype = "BF16" if problem.x_dtype == "bfloat16" else "F16"
     assert [name for name in counts if name.startswith("HGMMA.64")]
     assert f"HGMMA.64x{config.tokens}x16.F32" + (".BF16" if dtype == "BF16" else "") in listing
-    assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in counts)
-    assert any(name.startswith("UBLKCP") for name in counts)
+    if shared:
+        assert {"UTMALDG.2D", "STS.128"} <= {*counts}
+        assert ("UTMASTG.2D" in counts) == (problem.out_N % 8 == 0)
+        assert any(name.startswith("LDG") and ".128" in name for name in counts)
+    else:
+        assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in counts)
+        assert any(name.startswith("UBLKCP") for name in counts)
     # ptxas keeps wgmma asynchronous: one drain, after the loop, and a wait for the last but one in each group
     assert listing.count("WARPGROUP.DEPBAR.LE gsb0, 0x0") == 1
-    assert listing.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == 4
+    assert listing.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == (2 if shared else 4)
 
 
 def test_weights_are_read_before_and_activations_after_the_launch_before_has_ended():
@@ -66,6 +80,9 @@ def test_weights_are_read_before_and_activations_after_the_launch_before_has_end
     text = kernel.launches[0].function.script()
     wait = text.index('griddepcontrol("wait"')
     assert wait < text.index("T.address_of(x[") and wait < text.index("T.address_of(tiles[")
+    text = wgmma_kernel(MatmulProblem(4096, 4096), SHARED_LARGE, 132).launches[-1].function.script()
+    wait = text.index('griddepcontrol("wait"')
+    assert text.index("T.address_of(words[") < wait < text.index("T.address_of(x_map)")
 
 
 @pytest.mark.parametrize(
@@ -104,15 +121,23 @@ def on_gpu(array):
     return tvm.runtime.tensor(array, tvm.cuda(0))
 
 
-GPU_CONFIGS = [LARGE, MIDDLE, SMALL, WgmmaConfig(48, 2, 4, 3, 1, overhead=0)]
+RS_CONFIGS = [LARGE, MIDDLE, SMALL, WgmmaConfig(48, 2, 4, 3, 1, overhead=0)]
+NUMBERS = [
+    *itertools.product(((8, 48), (24, 16), (100, 2880), (1040, 1280)), ("float16", "bfloat16"), RS_CONFIGS),
+    ((24, 16), "bfloat16", SHARED_LARGE),
+    ((100, 2880), "float16", SHARED_LARGE),
+    ((1040, 1280), "float16", SharedWgmmaConfig(192, 4, 3, 2, overhead=0)),
+    ((1040, 1280), "bfloat16", SHARED_MIDDLE),
+]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("config", GPU_CONFIGS, ids=lambda config: config.name)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("N", "K"), [(8, 48), (24, 16), (100, 2880), (1040, 1280)])
-def test_numbers_on_the_gpu(N, K, dtype, config):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "config"), NUMBERS, ids=lambda value: value if isinstance(value, str) else None
+)
+def test_numbers_on_the_gpu(shape, dtype, config):
+    N, K = shape
     rng = np.random.default_rng(N + K)
     weight = Weight.random(rng, N, K)
     if dtype == "float16":
@@ -138,7 +163,9 @@ def test_numbers_on_the_gpu(N, K, dtype, config):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("config", [LARGE, SMALL], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [LARGE, SMALL, SHARED_LARGE, SHARED_MIDDLE], ids=lambda config: config.name
+)
 @pytest.mark.parametrize(("activation", "out_dtype"), [("silu_mul", "bfloat16"), (None, "float32")])
 def test_epilogues_on_the_gpu(activation, out_dtype, config):
     N, K = 1056, 640

@@ -1,4 +1,6 @@
 import logging
+import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,11 +28,8 @@ def compile_for(arch, problem, target=None):
     return kernel, log, executable
 
 
-# Odd in every way; the most registers
-CASES = [
-    MatmulProblem(100, 2880, MRange(1, 16), "float16", "float16", bias=True, residual=True),
-    MatmulProblem(43008, 5376, MRange(9, 16)),
-]
+ODD = MatmulProblem(100, 2880, MRange(1, 16), "float16", "float16", bias=True, residual=True)
+MOST_REGISTERS = MatmulProblem(4096, 4096, MRange(25, 32))
 
 
 def check_machine_code(arch, problem):
@@ -49,8 +48,11 @@ def check_machine_code(arch, problem):
     assert kernel.name.startswith("gemv_m")
 
 
-@pytest.mark.parametrize("problem", CASES)
-@pytest.mark.parametrize("arch", list(ARCHS))
+@pytest.mark.parametrize(
+    ("arch", "problem"),
+    # ptxas takes ten seconds for the second; test_kernel_resources.py has every architecture's table
+    [*((arch, ODD) for arch in ARCHS), ("sm_80", MOST_REGISTERS), ("sm_90", MOST_REGISTERS)],
+)
 def test_machine_code_for_every_architecture(arch, problem):
     check_machine_code(arch, problem)
 
@@ -59,6 +61,8 @@ def test_machine_code_for_every_architecture(arch, problem):
     "problem",
     [
         MatmulProblem(43008, 5376, MRange(1, 8), activation="silu_mul"),
+        MatmulProblem(43008, 5376, MRange(9, 16)),
+        MatmulProblem(3840, 15360, MRange(17, 24), "float16", "float16", bias=True, residual=True),
         MatmulProblem(3840, 15360, MRange(1, 8), out_dtype="float32"),
         MatmulProblem(8192, 28672, MRange(1, 8), "float16", "float16"),
         MatmulProblem(4096, 4096, MRange(9, 16), residual=True),
@@ -89,14 +93,34 @@ def test_dependent_launch_waits_before_it_touches_what_others_write():
     [
         (MatmulProblem(64, 64, MRange(1, 8)), "llvm", "not cuda"),
         (MatmulProblem(64, 64, MRange(1, 8), "float32"), "cuda:sm_90", "float32"),
-        (MatmulProblem(64, 64, MRange(1, 17)), "cuda:sm_90", "at most 16"),
-        (MatmulProblem(64, 64), "cuda:sm_90", "at most 16"),
+        (MatmulProblem(64, 64, MRange(1, 33)), "cuda:sm_90", "at most 32"),
+        (MatmulProblem(64, 64), "cuda:sm_90", "at most 32"),
     ],
 )
 def test_refusals_say_why(problem, target, why, caplog):
     with caplog.at_level(logging.DEBUG, "nvfp4_tvm.schedules.base"):
         assert Gemv().apply(problem, resolve_target(target).target) is None
     assert why in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "highest"), [(8, 16, 32), (4096, 4096, 32), (21504, 5376, 24), (43008, 5376, 16)]
+)
+def test_ranges_end_where_the_gemms_are_faster(N, K, highest):
+    for arch in ARCHS.values():
+        ranges = Gemv().ranges(N, K, arch)
+        assert ranges[0].low == 1 and ranges[-1].high == highest <= MAX_M
+        assert all(lower.high + 1 == upper.low for lower, upper in pairwise(ranges))
+        # One configuration, and one number of eights of tokens, for each
+        assert all(-(-m_range.low // 8) == -(-m_range.high // 8) for m_range in ranges)
+
+
+def test_weights_are_loaded_before_the_launch_before_has_ended():
+    """ptxas may move loads of constants down, behind the wait."""
+    _, log, _ = compile_for("sm_90", MatmulProblem(4096, 4096, MRange(1, 8)))
+    listing = sass(log.modules[0].fatbin, "sm_90")
+    before_the_wait = listing[: listing.index("ACQBULK")]
+    assert re.search(r"LDG\.E\.NA\.\S*128\.CONSTANT", before_the_wait)
 
 
 def test_m_is_symbolic_and_arguments_follow_the_problem():
@@ -152,7 +176,8 @@ def local_build(problem):
     )
     (launch,) = Gemv().apply(problem, target).launches
     module = tvm.IRModule({"main": launch.function.with_attr("global_symbol", "main")})
-    return launch.arguments, tvm.compile(module, target, tir_pipeline=launch.pipeline)["main"]
+    with cuda_machine_code(str(target.attrs["arch"])):
+        return launch.arguments, tvm.compile(module, target, tir_pipeline=launch.pipeline)["main"]
 
 
 class Guarded:
@@ -184,10 +209,10 @@ def test_numbers_on_the_gpu(N, K, dtype, out_dtype):
     if "float16" in (dtype, out_dtype):
         weight.rows[:] = np.minimum(weight.rows, np.float32(1e-6))  # results within float16
     packed = layout.pack(*weight.arrays())
-    for high in (8, 16):
+    for high in range(8, MAX_M + 1, 8):
         problem = MatmulProblem(N, K, MRange(1, high), dtype, out_dtype, bias=True)
         arguments, function = local_build(problem)
-        for M in range(1, high + 1):
+        for M in {1, 3, high - 5, high}:
             x = activations(rng, (M, K), dtype)
             bias = (weight.rows * rng.standard_normal(N)).astype(NUMPY[dtype])
             operands = {

@@ -3,17 +3,20 @@
 import pytest
 
 from nvfp4_tvm.arch import ARCHS
-from nvfp4_tvm.schedules.gemv import choose
+from nvfp4_tvm.schedules.gemv import Gemv, choose
 from nvfp4_tvm.schedules.gemv_measured import MEASURED
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: arch.name)
 @pytest.mark.parametrize("shape", MEASURED, ids=str)
 def test_entries_are_used_and_fit(shape, arch):
-    assert list(MEASURED[shape]) == [4, 8, 16], "in order: the first bound that is not below M is taken"
-    for high, (KS, NT, D) in MEASURED[shape].items():
+    bounds = list(MEASURED[shape])
+    assert bounds == sorted(bounds), "in order: the first bound that is not below M is taken"
+    ranges = Gemv().ranges(*shape, arch)
+    assert bounds[-1] == ranges[-1].high and set(bounds) <= {m_range.high for m_range in ranges}
+    for high, (KS, NT, D, *resident) in MEASURED[shape].items():
         config = choose(*shape, high, arch)
-        assert (config.KS, config.NT, config.D) == (KS, NT, D)
+        assert (config.KS, config.NT, config.D, config.resident) == (KS, NT, D, *(resident or [0]))
         assert arch.blocks_per_sm(config.threads, 64, config.shared_bytes) >= 1
         assert config.blocks(shape[0]) * config.rows >= shape[0]
         assert config.steps(shape[1]) * config.KS * 128 >= shape[1]
