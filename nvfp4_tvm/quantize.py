@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -23,22 +21,19 @@ from nvfp4_tvm.checkpoint.patterns import Patterns, role_of
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from nvfp4_tvm.checkpoint.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
-from nvfp4_tvm.errors import CheckpointError, NVFP4Error, OutputError, ShapeError
+from nvfp4_tvm.errors import CheckpointError, NVFP4Error, ShapeError
 from nvfp4_tvm.numerics import GROUP_SIZE, Arithmetic, Method
 from nvfp4_tvm.output_folder import output_folder, output_key
+from nvfp4_tvm.quantize_config import OutputFormat, copy_files, write_configs
 from nvfp4_tvm.quantizing import quantize
 
 logger = logging.getLogger(__name__)
-
-OutputFormat = Literal["compressed-tensors", "modelopt"]
 
 # A linear layer of a decoder block: "model.layers.0.mlp.up_proj", "transformer.h.0.attn.c_attn".
 _IN_BLOCK = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.\d+\.")
 _NOT_DECODER = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)")
 # Parts that serving engines fuse into one matrix, which then has one global scale.
 FUSED_PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"}
-_REPLACED = {"config.json", "hf_quant_config.json", "model.safetensors.index.json"}
 
 
 @dataclass(frozen=True)
@@ -205,8 +200,8 @@ def quantize_checkpoint(
                 )
                 if progress is not None:
                     progress(done, total, info.name)
-        _write_configs(checkpoint, work.path, format, sorted(kept))
-        _copy_files(src, work.path)
+        write_configs(checkpoint, work.path, format, sorted(kept))
+        copy_files(src, work.path)
     return QuantizeSummary(
         format, method, len(chosen), tuple(sorted(kept)), total, writer.nbytes, time.perf_counter() - start
     )
@@ -319,93 +314,3 @@ class _Quantizer:
             if not keep:
                 self._checkpoint.release(name)
         return self._amaxes[module]
-
-
-# ----------------------------------------------------------------------------------------
-# Configs
-
-
-def _write_configs(checkpoint: Checkpoint, dst: Path, format: OutputFormat, kept: list[str]) -> None:
-    # A tied head has no tensor of its own, yet is a Linear module when the model is built.
-    ignore = kept if "lm_head" in kept else [*kept, "lm_head"]
-    config = dict(checkpoint.config)
-    if format == "compressed-tensors":
-        config["quantization_config"] = _compressed_tensors_config(
-            [m for m in ignore if role_of(m) != "embedding"]
-        )
-    else:
-        producer = {"name": "nvfp4_tvm", "version": nvfp4_tvm.__version__}
-        own, in_config = _modelopt_configs(ignore, producer)
-        config["quantization_config"] = in_config
-        _write_json(dst / "hf_quant_config.json", own)
-    _write_json(dst / "config.json", config)
-
-
-def _compressed_tensors_config(ignore: list[str]) -> dict[str, Any]:
-    """Return what compressed-tensors writes for its preset NVFP4A16 on all linear layers."""
-    weights = {
-        "num_bits": 4,
-        "type": "float",
-        "symmetric": True,
-        "group_size": GROUP_SIZE,
-        "strategy": "tensor_group",
-        "dynamic": False,
-        "scale_dtype": "torch.float8_e4m3fn",
-    }
-    group = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
-        "output_activations": None,
-        "format": "nvfp4-pack-quantized",
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "format": "nvfp4-pack-quantized",
-        "config_groups": {"group_0": group},
-        "ignore": ignore,
-        "kv_cache_scheme": None,
-    }
-
-
-def _modelopt_configs(ignore: list[str], producer: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return hf_quant_config.json and config.json's part, as ModelOpt exports its W4A16_NVFP4_CFG."""
-    algo = "W4A16_NVFP4"
-    own = {
-        "producer": producer,
-        "quantization": {
-            "quant_algo": algo,
-            "kv_cache_quant_algo": None,
-            "group_size": GROUP_SIZE,
-            "exclude_modules": ignore,
-        },
-    }
-    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP_SIZE}
-    in_config = {
-        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
-        "ignore": ignore,
-        "quant_algo": algo,
-        "producer": producer,
-        "quant_method": "modelopt",
-    }
-    return own, in_config
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be written: {e.strerror or e}") from None
-
-
-def _copy_files(src: Path, dst: Path) -> None:
-    """Copy what is neither weights nor replaced: tokenizer, generation config, licence, chat template."""
-    for path in sorted(src.iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHT_FILES and path.name not in _REPLACED:
-            if path.name.endswith(".index.json") or path.name.startswith("."):
-                continue
-            try:
-                shutil.copyfile(path, dst / path.name)
-            except OSError as e:
-                raise OutputError(f"{path}: cannot be copied: {e.strerror or e}") from None
