@@ -23,7 +23,8 @@ from nvfp4_tvm.models.config import DecoderConfig
 from nvfp4_tvm.runtime.folder import MANIFEST, Manifest
 
 # In memory where there is such a place: a case is a file or two.
-ROOT = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+_SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+ROOT = Path(_SCRATCH.name)
 #: Longest time that one case may take, on a machine that does other things too.
 MAX_SECONDS = 10.0
 MODULES = ["lm_head", "model.embed_tokens", "model.layers.0.mlp.up_proj", "a" * MAX_MODULE_NAME, "x"]

@@ -39,6 +39,7 @@ def expected(source, tmp_path_factory):
     return contents(folder)
 
 
+@pytest.mark.slow  # on a busy machine
 def test_killed_at_any_moment(source, tmp_path):
     """SIGKILL: the output is complete or not there, and running again finishes it, bit for bit the same."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
