@@ -4,13 +4,15 @@
 
 Weights lie in a mapped safetensors file that the system holds in memory. The copy is ``memcpy`` by as many threads
 as there are cores, from the same map to memory that was written before. All contenders take turns, and the fastest
-of their runs counts: on a machine that does other things as well, slower ones say how busy it was.
+of their runs counts: on a machine that does other things as well, slower ones say how busy it was. How busy it
+was is recorded too: the load average before the first run, which a table shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 import tempfile
 import time
@@ -153,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    rows = []
+    rows, load = [], round(os.getloadavg()[0], 2)
     for part in (repack, quantize):
         with tempfile.TemporaryDirectory() as folder:
             found = part(Path(folder))
@@ -161,7 +163,7 @@ def main() -> None:
         for row in found:
             print(row, flush=True)
     if arguments.json:
-        write(Path(arguments.json), rows)
+        write(Path(arguments.json), rows, load_before=load)
 
 
 if __name__ == "__main__":

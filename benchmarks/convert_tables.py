@@ -18,8 +18,8 @@ def convert(reports: Sequence[dict[str, Any]]) -> str:
             for row in report["rows"]
         ]
         parts.append(
-            f"{report['cpu']}, {report['cores']} cores, {report['date']}: bytes (10^9) of weights read a second, "
-            "and that beside a parallel `memcpy` of the same bytes.\n\n"
+            f"{_where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
+            "same bytes; the fastest of 15 runs in turns, of 1 where a run takes seconds or is NumPy's.\n\n"
             + markdown_table(["", "GB/s", "of memcpy"], rows)
         )
     return "\n".join(parts)
@@ -61,15 +61,19 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
             if some:
                 full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
                 rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
-    where = "; ".join(
-        dict.fromkeys(f"{report['cpu']}, {report['cores']} cores, {report['date']}" for report in reports)
-    )
+    where = "; ".join(dict.fromkeys(_where(report) for report in reports))
     return (
         f"{where}: seconds of the command, and the peak memory of its process, mapped files included. Rows marked "
         "as extrapolated scale a measured time by the bytes read; memory does not depend on the number of layers. "
         "Weights that are holes in their files are read as zeros and cost no disk.\n\n"
         + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB"], rows)
     )
+
+
+def _where(report: dict[str, Any]) -> str:
+    """Return the machine, the day, and how busy others kept it."""
+    machine = f"{report['cpu']}, {report['cores']} cores, {report['date']}"
+    return f"{machine}, load average {report['load_before']} before, by other programs"
 
 
 def _figures(row: dict[str, Any], nbytes: int) -> list[str]:

@@ -5,7 +5,7 @@
 A checkpoint with the shapes of the model is generated in a temporary folder (``--folder`` names another place) and
 deleted afterwards. ``--sparse`` makes its weights holes in the files: they are read as zeros and take no room on
 the disk, so that memory, and the time of everything but reading, can be measured on a small disk. ``compile`` runs
-twice: the second time it finds the first in a cache made for this run.
+twice: the second time it finds the first in a cache made for this run. The load average before is recorded.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, command = MODELS[arguments.model], arguments.command
     layers = arguments.layers or model.layers
-    rows = []
+    rows, load = [], round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         source, target = Path(scratch) / "source", Path(scratch) / "target"
         os.environ["NVFP4_TVM_CACHE"] = str(Path(scratch) / "cache")
@@ -203,7 +203,7 @@ def main() -> None:
             print(row, flush=True)
     assert all(row["peak_bytes"] < row["allowed_bytes"] for row in rows), "peak memory over the bound"
     if arguments.json:
-        write(Path(arguments.json), rows)
+        write(Path(arguments.json), rows, load_before=load)
 
 
 if __name__ == "__main__":

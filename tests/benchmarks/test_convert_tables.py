@@ -1,6 +1,6 @@
 from benchmarks import convert_tables
 
-REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02"}
+REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02", "load_before": 1.5}
 ROW = {
     "model": "8B", "layers": 4, "of_layers": 32, "command": "compile", "sparse": True, "again": False,
     "seconds": 10.0, "bytes_read": 2_000_000_000, "gb_per_s": 0.2, "peak_bytes": 1_500_000_000,
@@ -11,7 +11,7 @@ ROW = {
 def test_convert():
     rows = [{"what": "repack", "contender": "memcpy", "gb_per_s": 12.346, "of_copy": 1.0}]
     lines = convert_tables.convert([REPORT | {"rows": rows}]).splitlines()
-    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02: ")
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 1.5 before, by other programs: ")
     assert lines[-1] == "| repack: memcpy | 12.35 | 100 % |"
 
 
