@@ -101,7 +101,7 @@ def quantize_checkpoint(
 
     Quantized are the weights of all linear layers inside decoder blocks, weights only (no activation scales).
     lm_head, embeddings, norms, biases and routers stay as they are, as with the libraries' own defaults.
-    Peak memory: the largest tensor, its quantized form and some ten MiB.
+    Peak memory is bounded by three times the largest tensor and one GiB, mapped files included.
 
     Parameters
     ----------
