@@ -1,119 +1,170 @@
-"""Speed of packing: canonical codes and scales of a weight into the layout that all kernels read.
+"""Speed of the repack and of quantizing on this machine's CPU, beside a copy of the same bytes and other ways.
 
-    python -m benchmarks.convert --shapes 4096x4096,28672x4096 -o benchmarks/results/convert_NAME.json
+    python benchmarks/convert.py [--json benchmarks/results/convert_NAME.json]
 
-Beside each other: `nvfp4_tvm.layout.pack` in NumPy, and `nvfp4_tvm.torch.pack` on the CPU and, where there is
-one, on the GPU. The rate is in 10^6 bytes of codes and scales a second. All must give the same bits.
+Weights lie in a mapped safetensors file that the system holds in memory. The copy is ``memcpy`` by as many threads
+as there are cores, from the same map to memory that was written before. All contenders take turns, and the fastest
+of their runs counts: on a machine that does other things as well, slower ones say how busy it was. How busy it
+was is recorded too: the load average before the first run, which a table shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import ctypes
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from benchmarks import record
-from benchmarks.markdown import markdown_table
-from benchmarks.shapes import parse_shapes
-from nvfp4_tvm import layout
-from nvfp4_tvm.torch import pack
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-Row = dict[str, Any]
+from benchmarks.record import write  # noqa: E402
+from nvfp4_tvm import layout, numerics, packing, quantizing  # noqa: E402
+from nvfp4_tvm.buffers import Buffers  # noqa: E402
+from nvfp4_tvm.checkpoint.storage import SafetensorsFile  # noqa: E402
+from nvfp4_tvm.checkpoint.writer import SafetensorsWriter  # noqa: E402
+from nvfp4_tvm.runtime.threads import cores  # noqa: E402
+from nvfp4_tvm.torch_packed import pack as torch_pack  # noqa: E402
 
-
-def contenders(codes: np.ndarray, scales: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Return what packs a weight, by name; each returns its words."""
-    rows = np.ones(codes.shape[0], np.float32)
-    found: dict[str, Callable[[], Any]] = {"numpy": lambda: layout.pack(codes, scales, rows).words}
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        tensors = [torch.from_numpy(array).to(device) for array in (codes, scales, rows)]
-
-        def on_device(tensors: list[torch.Tensor] = tensors, device: str = device) -> np.ndarray:
-            words = pack(*tensors).words
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return words
-
-        found[f"torch, {device}"] = on_device
-    return found
+#: gate_up of a 31B model, and a quarter of it for quantizing: both are beyond any cache.
+N, K = 43008, 5376
+ROUNDS = 15
+#: Contenders that take seconds run less often.
+SLOW_ROUNDS = 2
 
 
-def measure(N: int, K: int, repeats: int) -> list[Row]:
-    """Return a row for each contender.
+def copier(arrays: list[np.ndarray]) -> Callable[[], None]:
+    """Return a copy of arrays by all cores, to memory that has its pages already."""
+    pool, parts = ThreadPoolExecutor(cores()), []
+    for array in arrays:
+        target = np.ones(array.nbytes, np.uint8)
+        step = -(-array.nbytes // cores())
+        for begin in range(0, array.nbytes, step):
+            size = min(step, array.nbytes - begin)
+            parts.append((target, target.ctypes.data + begin, array.ctypes.data + begin, size))
+    # The copies keep their targets alive; ctypes lets go of the interpreter lock.
+    return lambda: list(pool.map(lambda part: ctypes.memmove(*part[1:]), parts)) and None
 
-    Raises
-    ------
-    ValueError
-        If two of them pack differently.
-    """
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 256, (N, K // 2), np.uint8)
-    scales = rng.integers(0, 0x7F, (N, K // 16), np.uint8)
-    rows, first = [], None
-    for name, run in contenders(codes, scales).items():
-        words = np.asarray(torch.as_tensor(run()).cpu())  # also the first, slower call
-        first = words if first is None else first
-        if not np.array_equal(first, words):
-            raise ValueError(f"{N}x{K}: {name} packs other bits than numpy")
-        times = []
-        for _ in range(repeats):
+
+def best_seconds(contenders: dict[str, Callable[[], object]], slow: set[str]) -> dict[str, float]:
+    """Time each contender in turns; return the fastest seconds of each."""
+    best = dict.fromkeys(contenders, float("inf"))
+    for turn in range(ROUNDS + 1):
+        for name, call in contenders.items():
+            if name in slow and turn >= SLOW_ROUNDS:
+                continue
             start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        median = statistics.median(times)
-        rate = (codes.nbytes + scales.nbytes) / median / 1e6
-        rows.append(
-            {"shape": f"{N}x{K}", "N": N, "K": K, "contender": name, "pack_ms": round(median * 1e3, 3)}
-            | {"mb_per_s": round(rate, 1)}
-        )
+            call()
+            if turn:  # the first compiles, and touches memory
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def rows_of(what: str, nbytes: int, best: dict[str, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": what,
+            "contender": name,
+            "bytes": nbytes,
+            "seconds": round(seconds, 5),
+            "gb_per_s": round(nbytes / seconds / 1e9, 2),
+            "of_copy": round(best["memcpy"] / seconds, 3),
+        }
+        for name, seconds in best.items()
+    ]
+
+
+def mapped(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Write arrays to a safetensors file and return them mapped."""
+    with SafetensorsWriter(folder, "weights", {n: (a.dtype, a.shape) for n, a in arrays.items()}) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    file = SafetensorsFile(folder / "weights.safetensors")
+    return {name: file.array(name) for name in arrays}
+
+
+def repack(folder: Path) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    arrays = mapped(
+        folder,
+        {
+            "codes": rng.integers(0, 256, (N, K // 2), np.uint8),
+            "scales": rng.integers(0, 0x7F, (N, K // 16), np.uint8),
+        },
+    )
+    codes, scales = arrays["codes"], arrays["scales"]
+    buffers, scale = Buffers(), np.float32(0.01)
+    tensors = [
+        torch.frombuffer(bytearray(array.data), dtype=torch.uint8).view(array.shape)
+        for array in (codes, scales)
+    ]
+    expected, found = (
+        layout.pack(codes, scales, scale),
+        packing.pack([codes], [scales], [scale], buffers=buffers),
+    )
+    others = torch_pack(*tensors, torch.tensor([scale]))
+    for field in ("words", "scales", "global_scale"):
+        assert getattr(found, field).tobytes() == getattr(expected, field).tobytes(), field
+        assert getattr(others, field).numpy().tobytes() == getattr(expected, field).tobytes(), field
+    contenders = {
+        "memcpy": copier([codes, scales]),
+        "nvfp4_tvm": lambda: packing.pack([codes], [scales], [scale], buffers=buffers),
+        "NumPy": lambda: layout.pack(codes, scales, scale),
+        "PyTorch": lambda: torch_pack(*tensors, torch.tensor([scale])),
+    }
+    return rows_of("repack", codes.nbytes + scales.nbytes, best_seconds(contenders, {"NumPy", "PyTorch"}))
+
+
+def quantize(folder: Path) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    noise = (0.02 * rng.standard_normal((N // 4, K), np.float32)).astype(ml_dtypes.bfloat16)
+    weight = mapped(folder, {"weight": noise})["weight"]
+    rows = []
+    for arithmetic in ("modelopt", "compressed-tensors"):
+        stored = numerics.global_scale_from_amax(numerics.amax(weight), arithmetic=arithmetic)
+        buffers = Buffers()
+        codes, scales, _ = numerics.quantize(weight, arithmetic=arithmetic)
+        found = quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers)
+        assert np.array_equal(found[0], codes) and np.array_equal(found[1], scales)
+        contenders = {
+            "memcpy": copier([weight]),
+            "nvfp4_tvm": lambda: quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
+            "nvfp4_tvm, with the pass for the largest magnitude": lambda: (
+                numerics.amax(weight),
+                quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
+            ),
+            "NumPy": lambda: numerics.quantize(weight, arithmetic=arithmetic),  # noqa: B023
+        }
+        rows += rows_of(f"quantize, {arithmetic}", weight.nbytes, best_seconds(contenders, {"NumPy"}))
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the rates in Markdown."""
-    names = list(dict.fromkeys(row["contender"] for row in rows))
-    rates = {(row["shape"], row["contender"]): f"{row['mb_per_s']:.0f}" for row in rows}
-    lines = [
-        [shape, *(rates[shape, name] for name in names)] for shape in dict.fromkeys(r["shape"] for r in rows)
-    ]
-    return "MB/s packed.\n\n" + markdown_table(["", *names], lines)
-
-
-def picture(rows: Sequence[Row]) -> Figure:
-    """Return bars of the rates."""
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{row['shape']}\n{row['contender']}" for row in rows]
-    axes.bar(labels, [row["mb_per_s"] for row in rows])
-    axes.set(yscale="log", ylabel="MB/s packed")
-    axes.tick_params(axis="x", labelsize=6)
-    return figure
-
-
-def main() -> int:
-    """Run the command line; return the exit code."""
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", type=parse_shapes, default="4096x4096,28672x4096", help="NxK or names")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, help="JSON; a picture goes beside it")
+    parser.add_argument("--json")
     arguments = parser.parse_args()
-    rows = [row for N, K in arguments.shapes for row in measure(N, K, arguments.repeats)]
-    print(table(rows))
-    if arguments.output:
-        record.write(arguments.output, rows)
-        picture(rows).savefig(arguments.output.with_suffix(".png"))
-    return 0
+    rows, load = [], round(os.getloadavg()[0], 2)
+    for part in (repack, quantize):
+        with tempfile.TemporaryDirectory() as folder:
+            found = part(Path(folder))
+        rows += found
+        for row in found:
+            print(row, flush=True)
+    if arguments.json:
+        write(Path(arguments.json), rows, load_before=load)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

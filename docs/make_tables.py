@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import gemm_plot, gemm_tables  # noqa: E402
+from benchmarks import convert_tables, gemm_plot, gemm_tables  # noqa: E402
 from benchmarks.markdown import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,6 +103,7 @@ def agreement(reports: Sequence[dict[str, Any]]) -> str:
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
+    "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
     "gemm_accuracy": ("gemm_accuracy_*.json", gemm_tables.gemm_accuracy),
     "gemm_bars": ("peer_gemm_*.json", gemm_tables.gemm_bars),
@@ -110,6 +111,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "gemm_times": ("peer_gemm_*.json", gemm_tables.gemm_times),
     "kernel_resources": ("kernel_resources*.json", gemm_tables.kernel_resources),
     "sanitizer": ("sanitizer_*.json", gemm_tables.sanitizer),
+    "large_models": ("large_models_*.json", convert_tables.large_models),
+    "repack_gpu": ("repack_gpu_*.json", convert_tables.repack_gpu),
     "quantize": ("quantize_*.json", quantize),
 }
 

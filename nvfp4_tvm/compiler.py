@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
-import numpy as np
 import tvm
 from tvm import relax
 
 from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.checkpoint import open_checkpoint
 from nvfp4_tvm.checkpoint.reader import Checkpoint
-from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.codegen import BuildLog, cuda_machine_code
 from nvfp4_tvm.errors import NVFP4Error, TargetError
+from nvfp4_tvm.integrity import file_digest
+from nvfp4_tvm.model_cache import ModelCache, versions
 from nvfp4_tvm.models import decoder
 from nvfp4_tvm.models.config import DecoderConfig
 from nvfp4_tvm.models.parameters import (
     ParamSource,
     check_tensors,
-    load_parameter,
     parameter_sources,
     quantized_modules,
 )
-from nvfp4_tvm.packing import build_transform, run_transform, split_transform
+from nvfp4_tvm.models.structure import Quantized
+from nvfp4_tvm.output_folder import Work, output_folder, output_key
+from nvfp4_tvm.passes.fold_weights import PACKED_FIELDS
 from nvfp4_tvm.passes.pipeline import target_passes, weight_passes
+from nvfp4_tvm.passes.transform_params import split_transform
 from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.records import Database
-from nvfp4_tvm.schedules.tuned import provenance
+from nvfp4_tvm.schedules.tuned import digest, provenance
 from nvfp4_tvm.target import ResolvedTarget, resolve_target
+from nvfp4_tvm.write_parameters import Plan, write_parameters
 
 logger = logging.getLogger(__name__)
 
-#: Called with the stage ("verify", "build", "pack"), steps done and steps in all.
+#: Called with the stage ("verify", "build", "hash", "pack"), steps done and steps in all; "pack" counts bytes.
 Progress = Callable[[str, int, int], None]
 
 #: KV cache to plan for where the model allows more; 8192 tokens of an 8B model take 1 GiB in 16 bits.
@@ -70,12 +72,18 @@ class CompiledModel:
     manifest : Manifest
         Its manifest.
     log : BuildLog or None
-        The CUDA kernels' resources; None for ``llvm``.
+        The CUDA kernels' resources; None for ``llvm``, and for a library from the cache.
+    bytes_read : int
+        Of the checkpoint's tensors.
+    cached : tuple of str
+        Which of ``library`` and ``parameters`` came from the cache.
     """
 
     path: Path
     manifest: Manifest
     log: BuildLog | None
+    bytes_read: int
+    cached: tuple[str, ...]
 
 
 def compile(
@@ -88,6 +96,7 @@ def compile(
     prefill_chunk_size: int | None = None,
     tuning_db: str | Path | None = None,
     force: bool = False,
+    use_cache: bool = True,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compile an NVFP4 (or unquantized) checkpoint into a folder that :func:`nvfp4_tvm.load` runs.
@@ -111,6 +120,9 @@ def compile(
         Database of ``nvfp4-tvm tune`` that chooses CUDA kernels, before the one that is shipped.
     force : bool
         Replace ``output`` if it is a compiled folder.
+    use_cache : bool
+        Take the library and the packed parameters from the cache if they are there, and keep them there; see
+        :mod:`nvfp4_tvm.model_cache`.
     progress : callable, optional
         See :data:`Progress`.
 
@@ -123,7 +135,7 @@ def compile(
     """
     output = Path(output)
     resolved = resolve_target(target)
-    database = nullcontext() if tuning_db is None else _database(Path(tuning_db), resolved).active()
+    database = None if tuning_db is None else _database(Path(tuning_db), resolved)
     opened = open_checkpoint(checkpoint)
     config = DecoderConfig.from_hf(opened.config)
     longest = config.max_position_embeddings
@@ -140,52 +152,113 @@ def compile(
     report("verify", 1, 1)
 
     quantized = quantized_modules(opened)
-    report("build", 0, 2)
-    exported = decoder.export(
-        config, dtype=dtype, target=resolved.target, quantized=quantized, prefill_chunk_size=chunk
-    )
-    mod = tvm.transform.Sequential(weight_passes(resolved.target))(exported.mod)
-    mod, transform = split_transform(mod)
-    packed = _weight_params(mod)
-    sources = list(parameter_sources(config, quantized, dtype).values())
-    by_name = {source.name: source for source in sources}
-    canonical = [by_name[name] for name in exported.params]
-    report("build", 1, 2)
+    cache = ModelCache.default() if use_cache else None
+    options = {
+        "config": repr(config),
+        "quantized": sorted(filter(quantized, opened.module_names())),
+        "target": str(resolved.target),
+        "dtype": dtype,
+        "prefill_chunk_size": chunk,
+        "tuning": _tuning_digest(database, resolved),
+        **versions(),
+    }
+    key = output_key(**options, context=context, checkpoint=opened.fingerprint())
+    with output_folder(output, key, replace=force) as work:
+        report("build", 0, 2)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        work = Path(scratch) / output.name
-        work.mkdir()
-        with database:
-            log = _build_library(mod, resolved, work / LIBRARY)
-            tuning = _provenance(sources, dtype, resolved)
+        @functools.cache
+        def exported() -> tuple[tvm.IRModule, Plan]:
+            return _export(config, dtype, resolved, quantized, chunk)
+
+        log, cached, library_key = None, [], output_key(**options)
+        about = None if cache is None else cache.take("library", library_key, work.path)
+        if about is not None:
+            cached.append("library")
+        else:
+            mod, plan = exported()
+            report("build", 1, 2)
+            with nullcontext() if database is None else database.active():
+                log = _build_library(mod, resolved, work.path / LIBRARY)
+                tuning = _provenance(parameter_sources(config, quantized, dtype).values(), dtype, resolved)
+            about = {"param_names": list(plan.specs), "plan": plan.digest, "tuning": list(tuning)}
+            if cache is not None:
+                description = f"{config.model_type} for {resolved.name} in {dtype}"
+                cache.put("library", library_key, [work.path / LIBRARY], about, description)
         report("build", 2, 2)
-        _write_params(opened, canonical, packed, transform, work, report)
+        digests, found = _parameters(opened, cache, about["plan"], lambda: exported()[1], work, report)
+        if found:
+            cached.append("parameters")
         host = resolved.target.host or resolved.target
         manifest = Manifest(
             target=resolved.name,
             device_type=resolved.device_type,
             dtype=dtype,
             model_type=config.model_type,
-            quantized_layers=sum(source.field == "codes" for source in sources),
+            quantized_layers=sum(
+                name.endswith(f".packed.{PACKED_FIELDS[0]}") for name in about["param_names"]
+            ),
             vocab_size=config.vocab_size,
             context_length=context,
             prefill_chunk_size=chunk,
-            param_names=tuple(packed),
+            param_names=tuple(about["param_names"]),
             bos_token_id=config.bos_token_id,
             eos_token_ids=config.eos_token_ids,
             llvm_cpu=str(host.attrs.get("mcpu", "")),
             llvm_attributes=tuple(str(attribute) for attribute in host.attrs.get("mattr", ())),
-            tuning=tuning,
+            tuning=tuple(about["tuning"]),
+            library_digest=file_digest(work.path / LIBRARY),
+            param_digests=digests,
         )
-        manifest.write(work)
+        manifest.write(work.path)
         for pattern in COPIED:
             for file in sorted(opened.path.glob(pattern)):
-                shutil.copyfile(file, work / file.name)
-        if output.exists():
-            shutil.rmtree(output)
-        work.rename(output)
-    return CompiledModel(output, manifest, log)
+                shutil.copyfile(file, work.path / file.name)
+    size = sum(opened.tensor_info(name).nbytes for name in opened.names())
+    return CompiledModel(output, manifest, log, size, tuple(cached))
+
+
+def _export(
+    config: DecoderConfig, dtype: str, resolved: ResolvedTarget, quantized: Quantized, chunk: int
+) -> tuple[tvm.IRModule, Plan]:
+    """Return the model with packed weights, and how to pack them."""
+    exported = decoder.export(
+        config, dtype=dtype, target=resolved.target, quantized=quantized, prefill_chunk_size=chunk
+    )
+    mod = tvm.transform.Sequential(weight_passes(resolved.target))(exported.mod)
+    mod, transform = split_transform(mod)
+    sources = parameter_sources(config, quantized, dtype)
+    return mod, Plan.make([sources[name] for name in exported.params], _weight_params(mod), transform)
+
+
+def _parameters(
+    checkpoint: Checkpoint,
+    cache: ModelCache | None,
+    plan_digest: str,
+    plan: Callable[[], Plan],
+    work: Work,
+    report: Progress,
+) -> tuple[dict[str, str], bool]:
+    """Take the packed parameters from the cache, or make them.
+
+    Returns
+    -------
+    tuple
+        Their digests by name, and whether they came from the cache.
+    """
+
+    def packing(done: int, total: int) -> None:
+        report("pack", done, total)
+
+    if cache is None:
+        return write_parameters(checkpoint, plan(), work, packing), False
+    content = cache.checkpoint_digest(checkpoint, lambda done, total: report("hash", done, total))
+    key = output_key(checkpoint=content, plan=plan_digest, **versions())
+    found = cache.take("parameters", key, work.path)
+    if found is not None:
+        return found, True
+    made = write_parameters(checkpoint, plan(), work, packing)
+    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path))
+    return made, False
 
 
 def _database(path: Path, target: ResolvedTarget) -> Database:
@@ -202,7 +275,15 @@ def _arch(target: ResolvedTarget) -> str:
     return get_arch(str(target.target.attrs["arch"])).name
 
 
-def _provenance(sources: Sequence[ParamSource], dtype: str, target: ResolvedTarget) -> tuple[str, ...]:
+def _tuning_digest(database: Database | None, target: ResolvedTarget) -> str:
+    """Return a digest of the databases that choose the kernels, the shipped one included."""
+    if target.device_type != "cuda":
+        return ""
+    with nullcontext() if database is None else database.active():
+        return digest(_arch(target))
+
+
+def _provenance(sources: Iterable[ParamSource], dtype: str, target: ResolvedTarget) -> tuple[str, ...]:
     """Say where the records that chose the kernels of quantized layers are from."""
     if target.device_type != "cuda":
         return ()
@@ -277,37 +358,3 @@ def export(executable: relax.VMExecutable, path: Path) -> None:
     """
     _check_linker()
     executable.export_library(str(path))
-
-
-def _write_params(
-    checkpoint: Checkpoint,
-    canonical: list[ParamSource],
-    packed: Mapping[str, relax.TensorType],
-    transform: tvm.IRModule | None,
-    folder: Path,
-    report: Progress,
-) -> None:
-    """Stream the parameters from the checkpoint through ``transform_params`` into ``folder``."""
-    names = list(packed)
-    specs = {
-        name: (np.dtype(str(ty.dtype)), tuple(int(extent) for extent in ty.shape))
-        for name, ty in packed.items()
-    }
-    report("pack", 0, len(names))
-    with SafetensorsWriter(folder, PARAMS, specs) as writer:
-        done = 0
-
-        def put(index: int, value: np.ndarray) -> None:
-            nonlocal done
-            writer.write(names[index], value)
-            done += 1
-            report("pack", done, len(names))
-
-        def get(index: int) -> np.ndarray:
-            return load_parameter(checkpoint, canonical[index])
-
-        if transform is None:
-            for index in range(len(canonical)):
-                put(index, get(index))
-        else:
-            run_transform(build_transform(transform, resolve_target("llvm").target), get, put)

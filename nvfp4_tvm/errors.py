@@ -13,6 +13,10 @@ class CheckpointError(NVFP4Error):
     """A checkpoint file is unreadable, inconsistent or malformed."""
 
 
+class VanishedError(CheckpointError):
+    """A checkpoint file was removed, cut or lost its disk while it was being read."""
+
+
 class UnsupportedFormatError(CheckpointError):
     """A checkpoint is well-formed but holds a number format or layout this package does not run."""
 
@@ -31,3 +35,7 @@ class LibraryError(NVFP4Error):
 
 class DatabaseError(NVFP4Error):
     """A tuning database is unreadable, damaged, foreign, or for other versions."""
+
+
+class OutputError(NVFP4Error):
+    """An output cannot be written: no room, no permission, or another process is writing it."""

@@ -71,6 +71,15 @@ _ALL_BITS = [(j, bit) for j in range(CODES_PER_WORD) for bit in range(4)]
 #: From eight consecutive codes, code j in bits 4j..4j+3, to a packed word; and back.
 PACK_MOVES = _moves({4 * j + bit: code_bit(j, bit) for j, bit in _ALL_BITS})
 UNPACK_MOVES = _moves({code_bit(j, bit): 4 * j + bit for j, bit in _ALL_BITS})
+#: `PACK_MOVES` in three steps of 36 operations instead of 46: swap bits 0 and 1, then 1 and 2 of the code's
+#: number, which brings even codes into the low half-word; then move the bits of both halves alike.
+_SWAPPED = [(0, 2, 1, 3, 4, 6, 5, 7)[j] for j in range(CODES_PER_WORD)]
+_HALVED = [j % 2 * 4 + j // 2 for j in range(CODES_PER_WORD)]
+PACK_STEPS = (
+    _moves({4 * j + bit: 4 * _SWAPPED[j] + bit for j, bit in _ALL_BITS}),
+    _moves({4 * _SWAPPED[j] + bit: 4 * _HALVED[j] + bit for j, bit in _ALL_BITS}),
+    _moves({4 * _HALVED[j] + bit: code_bit(j, bit) for j, bit in _ALL_BITS}),
+)
 
 
 def move_bits(word: Any, moves: Sequence[tuple[int, int]], const: Callable[[int], Any] = np.uint32) -> Any:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
 
 import nvfp4_tvm
 from nvfp4_tvm import numerics
+from nvfp4_tvm.buffers import Buffers
 from nvfp4_tvm.checkpoint.base import PLAIN_FORMATS, open_checkpoint
 from nvfp4_tvm.checkpoint.patterns import Patterns, role_of
 from nvfp4_tvm.checkpoint.reader import Checkpoint
@@ -23,16 +23,17 @@ from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from nvfp4_tvm.checkpoint.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 from nvfp4_tvm.errors import CheckpointError, NVFP4Error, ShapeError
 from nvfp4_tvm.numerics import GROUP_SIZE, Arithmetic, Method
+from nvfp4_tvm.output_folder import output_folder, output_key
+from nvfp4_tvm.quantize_config import OutputFormat, copy_files, write_configs
+from nvfp4_tvm.quantizing import quantize
 
-OutputFormat = Literal["compressed-tensors", "modelopt"]
+logger = logging.getLogger(__name__)
 
 # A linear layer of a decoder block: "model.layers.0.mlp.up_proj", "transformer.h.0.attn.c_attn".
 _IN_BLOCK = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.\d+\.")
 _NOT_DECODER = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)")
 # Parts that serving engines fuse into one matrix, which then has one global scale.
 FUSED_PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"}
-_REPLACED = {"config.json", "hf_quant_config.json", "model.safetensors.index.json"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def quantize_checkpoint(
 
     Quantized are the weights of all linear layers inside decoder blocks, weights only (no activation scales).
     lm_head, embeddings, norms, biases and routers stay as they are, as with the libraries' own defaults.
-    Peak memory: the largest tensor, its quantized form and some ten MiB.
+    Peak memory is bounded by three times the largest tensor and one GiB, mapped files included.
 
     Parameters
     ----------
@@ -167,28 +168,40 @@ def quantize_checkpoint(
             specs[info.name] = (_numpy_dtype(info), info.shape)
 
     total, done = sum(t.nbytes for t in infos), 0
-    amaxes: dict[str, np.float32] = {}
-    created = not dst.exists()
-    try:
-        with SafetensorsWriter(dst, "model", specs, {"format": "pt"}, max_shard_bytes) as writer:
-            for info in infos:
+    step = _Quantizer(checkpoint, groups, naming, method)
+    key = output_key(
+        source=checkpoint.fingerprint(),
+        specs={name: (str(np.dtype(dtype)), shape) for name, (dtype, shape) in specs.items()},
+        options=(format, method, sorted(kept), share_global_scales, max_shard_bytes),
+        package=nvfp4_tvm.__version__,
+    )
+    with output_folder(dst, key) as work:
+        with SafetensorsWriter(
+            work.path, "model", specs, {"format": "pt"}, max_shard_bytes, work.journal
+        ) as writer:
+            for info, following in zip(infos, [*infos[1:], None], strict=True):
+                start_tensor = time.perf_counter()
+                if following is not None:
+                    checkpoint.prefetch(following.name)
                 module, _, suffix = info.name.rpartition(".")
                 if module in chosen and suffix == "weight":
-                    _write_quantized(
-                        checkpoint, module, groups.get(module, (module,)), naming, method, amaxes, writer
-                    )
-                else:
+                    step.write(module, writer)
+                elif not writer.resumed(info.name):
                     writer.write(info.name, checkpoint.tensor(info.name))
                 checkpoint.release(info.name)
                 done += info.nbytes
+                seconds = time.perf_counter() - start_tensor
+                logger.info(
+                    "%s: %d bytes in %.3f s, %.2f GB/s",
+                    info.name,
+                    info.nbytes,
+                    seconds,
+                    info.nbytes / seconds / 1e9,
+                )
                 if progress is not None:
                     progress(done, total, info.name)
-        _write_configs(checkpoint, dst, format, sorted(kept))
-        _copy_files(src, dst)
-    except BaseException:
-        if created and dst.is_dir():
-            shutil.rmtree(dst)
-        raise
+        write_configs(checkpoint, work.path, format, sorted(kept))
+        copy_files(src, work.path)
     return QuantizeSummary(
         format, method, len(chosen), tuple(sorted(kept)), total, writer.nbytes, time.perf_counter() - start
     )
@@ -251,117 +264,53 @@ def _groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def _write_quantized(
-    checkpoint: Checkpoint,
-    module: str,
-    group: tuple[str, ...],
-    naming: _Naming,
-    method: Method,
-    amaxes: dict[str, np.float32],
-    writer: SafetensorsWriter,
-) -> None:
-    for part in group:
-        if part not in amaxes:
-            name = f"{part}.weight"
-            amaxes[part] = numerics.amax(checkpoint.tensor(name), name=name)
-            if part != module:
-                checkpoint.release(name)
-    shared = max(amaxes[part] for part in group)
-    name = f"{module}.weight"
-    codes, scales, _ = numerics.quantize(
-        checkpoint.tensor(name), method=method, global_amax=shared, arithmetic=naming.arithmetic, name=name
-    )
-    stored = numerics.global_scale_from_amax(shared, method=method, arithmetic=naming.arithmetic, name=name)
-    writer.write(f"{module}.{naming.codes}", codes)
-    writer.write(f"{module}.{naming.scales}", scales.view(ml_dtypes.float8_e4m3fn))
-    writer.write(f"{module}.{naming.global_scale}", np.full(naming.global_shape, stored, np.float32))
+class _Quantizer:
+    """Writes quantized weights, one at a time.
 
+    Parameters
+    ----------
+    groups : mapping
+        Module to all modules that share its global scale; a module that is missing has its own.
+    """
 
-# ----------------------------------------------------------------------------------------
-# Configs
+    def __init__(
+        self, checkpoint: Checkpoint, groups: Mapping[str, tuple[str, ...]], naming: _Naming, method: Method
+    ):
+        self._checkpoint, self._groups, self._naming, self._method = checkpoint, groups, naming, method
+        self._amaxes: dict[str, np.float32] = {}
+        self._buffers = Buffers()
 
-
-def _write_configs(checkpoint: Checkpoint, dst: Path, format: OutputFormat, kept: list[str]) -> None:
-    # A tied head has no tensor of its own, yet is a Linear module when the model is built.
-    ignore = kept if "lm_head" in kept else [*kept, "lm_head"]
-    config = dict(checkpoint.config)
-    if format == "compressed-tensors":
-        config["quantization_config"] = _compressed_tensors_config(
-            [m for m in ignore if role_of(m) != "embedding"]
+    def write(self, module: str, writer: SafetensorsWriter) -> None:
+        """Quantize a module's weight, unless an earlier process did."""
+        naming, name = self._naming, f"{module}.weight"
+        names = [f"{module}.{suffix}" for suffix in (naming.codes, naming.scales, naming.global_scale)]
+        missing = [each for each in names if not writer.resumed(each)]
+        if not missing:
+            return
+        group = self._groups.get(module, (module,))
+        shared = max(self._amax(part, keep=part == module) for part in group)
+        stored = numerics.global_scale_from_amax(
+            shared, method=self._method, arithmetic=naming.arithmetic, name=name
         )
-    else:
-        producer = {"name": "nvfp4_tvm", "version": nvfp4_tvm.__version__}
-        own, in_config = _modelopt_configs(ignore, producer)
-        config["quantization_config"] = in_config
-        _write_json(dst / "hf_quant_config.json", own)
-    _write_json(dst / "config.json", config)
+        weight = self._checkpoint.tensor(name)
+        if self._method == "amax":
+            codes, scales = quantize(
+                weight, stored, arithmetic=naming.arithmetic, buffers=self._buffers, name=name
+            )
+        else:
+            codes, scales, _ = numerics.quantize(
+                weight, method=self._method, global_amax=shared, arithmetic=naming.arithmetic, name=name
+            )
+        arrays = codes, scales.view(ml_dtypes.float8_e4m3fn), np.full(naming.global_shape, stored, np.float32)
+        for each, array in zip(names, arrays, strict=True):
+            if each in missing:
+                writer.write(each, array)
 
-
-def _compressed_tensors_config(ignore: list[str]) -> dict[str, Any]:
-    """Return what compressed-tensors writes for its preset NVFP4A16 on all linear layers."""
-    weights = {
-        "num_bits": 4,
-        "type": "float",
-        "symmetric": True,
-        "group_size": GROUP_SIZE,
-        "strategy": "tensor_group",
-        "dynamic": False,
-        "scale_dtype": "torch.float8_e4m3fn",
-    }
-    group = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
-        "output_activations": None,
-        "format": "nvfp4-pack-quantized",
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "format": "nvfp4-pack-quantized",
-        "config_groups": {"group_0": group},
-        "ignore": ignore,
-        "kv_cache_scheme": None,
-    }
-
-
-def _modelopt_configs(ignore: list[str], producer: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return hf_quant_config.json and config.json's part, as ModelOpt exports its W4A16_NVFP4_CFG."""
-    algo = "W4A16_NVFP4"
-    own = {
-        "producer": producer,
-        "quantization": {
-            "quant_algo": algo,
-            "kv_cache_quant_algo": None,
-            "group_size": GROUP_SIZE,
-            "exclude_modules": ignore,
-        },
-    }
-    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP_SIZE}
-    in_config = {
-        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
-        "ignore": ignore,
-        "quant_algo": algo,
-        "producer": producer,
-        "quant_method": "modelopt",
-    }
-    return own, in_config
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}") from None
-
-
-def _copy_files(src: Path, dst: Path) -> None:
-    """Copy what is neither weights nor replaced: tokenizer, generation config, licence, chat template."""
-    for path in sorted(src.iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHT_FILES and path.name not in _REPLACED:
-            if path.name.endswith(".index.json") or path.name.startswith("."):
-                continue
-            try:
-                shutil.copyfile(path, dst / path.name)
-            except OSError as e:
-                raise CheckpointError(f"{path}: cannot be copied: {e.strerror or e}") from None
+    def _amax(self, module: str, *, keep: bool) -> np.float32:
+        """Return the largest magnitude of a module's weight; ``keep`` its pages, which are needed next."""
+        if module not in self._amaxes:
+            name = f"{module}.weight"
+            self._amaxes[module] = numerics.amax(self._checkpoint.tensor(name), name=name)
+            if not keep:
+                self._checkpoint.release(name)
+        return self._amaxes[module]

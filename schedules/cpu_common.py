@@ -149,18 +149,19 @@ def kernel(problem: MatmulProblem, name: str, body: Callable[[Arguments], None])
         M = problem.static_M
         if M is None:
             M = named("M", T.int64())
-        x = _argument("x", (M, K), problem.x_dtype)
-        words = _argument("words", layout.words_shape(N, K), "uint32")
-        scales = _argument("scales", layout.scales_shape(N, K), "uint32")
-        global_scale = _argument("global_scale", layout.global_scale_shape(N), "float32")
-        bias = _argument("bias", (N,), problem.x_dtype) if problem.bias else None
-        out = _argument("out", (M, N), problem.out_dtype)
+        x = argument("x", (M, K), problem.x_dtype)
+        words = argument("words", layout.words_shape(N, K), "uint32")
+        scales = argument("scales", layout.scales_shape(N, K), "uint32")
+        global_scale = argument("global_scale", layout.global_scale_shape(N), "float32")
+        bias = argument("bias", (N,), problem.x_dtype) if problem.bias else None
+        out = argument("out", (M, N), problem.out_dtype)
         flat_words, flat_scales = _flat("flat_words", words), _flat("flat_scales", scales)
         body(Arguments(problem, M, x, bias, global_scale, out, flat_words, flat_scales))
     return builder.get()
 
 
-def _argument(name: str, shape: tuple, dtype: str) -> Buffer:
+def argument(name: str, shape: tuple, dtype: str) -> Buffer:
+    """Declare a buffer argument of the kernel being built."""
     return named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
+import warnings
 from typing import Any, Literal
 
 from nvfp4_tvm.errors import CheckpointError
@@ -98,7 +99,9 @@ class Patterns:
                 "the names instead"
             )
         try:
-            return re.compile(expression)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of syntax that may mean something else one day
+                return re.compile(expression)
         except (re.error, OverflowError, RecursionError) as e:
             raise CheckpointError(
                 f"{self.where}: found the pattern {expression!r:.120}, expected a regular expression ({e})"

@@ -71,6 +71,31 @@ class Checkpoint:
         self.tensor_info(name)
         self._owner[name].release(name)
 
+    def prefetch(self, name: str) -> None:
+        """Let the system read a tensor from the disk in the background."""
+        self.tensor_info(name)
+        self._owner[name].prefetch(name)
+
+    def tensors_of(self, module: str) -> list[str]:
+        """Return the names of a module's tensors.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such module.
+        """
+        return [f"{module}.{suffix}" for suffix in self._tensors_of(module)]
+
+    def files(self) -> list[Path]:
+        """Return the files that the tensors lie in, sorted."""
+        return sorted({file.path for file in self._owner.values()})
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Return name, size and time of change of the files: differs if the checkpoint was changed."""
+        files = [*self.files(), *self.path.glob("*.json")]
+        stats = {file.name: file.stat() for file in files}
+        return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
+
     @cached_property
     def _modules(self) -> dict[str, dict[str, TensorInfo]]:
         modules: dict[str, dict[str, TensorInfo]] = {}
@@ -139,6 +164,8 @@ class Checkpoint:
         """
         for module in self._modules:
             self._check_module(module, read_data=True)
+            for name in self.tensors_of(module):
+                self.release(name)
 
     # -- one module
 
@@ -157,6 +184,8 @@ class Checkpoint:
         if kind == "plain":
             kind = PLAIN_FORMATS.get(weight.dtype, weight.dtype.lower())
         nbytes = sum(t.nbytes for t in tensors.values())
+        for name in self.tensors_of(module):
+            self.release(name)
         return LayerInfo(module, kind, shape, weight.dtype, nbytes, weight.file.name, refusal)
 
     def _kind(self, module: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -18,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from nvfp4_tvm.errors import CheckpointError, UnsupportedFormatError
+from nvfp4_tvm.errors import CheckpointError, UnsupportedFormatError, VanishedError
 
 # Far above what exists (a 480-expert model's index is 15 MB), far below what hurts.
 MAX_JSON_BYTES = 64 << 20
@@ -140,6 +142,8 @@ class SafetensorsFile:
         ------
         UnsupportedFormatError
             If the tensor's dtype has no NumPy counterpart here.
+        VanishedError
+            If the file is gone or shorter than it was.
         """
         info = self.tensors[name]
         dtype = NUMPY_DTYPES.get(info.dtype)
@@ -150,16 +154,32 @@ class SafetensorsFile:
             )
         if info.nbytes == 0:
             return np.empty(info.shape, dtype)
-        if self._map is None:
-            with self.path.open("rb") as f:
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(self._map) < max(t.end for t in self.tensors.values()):
-                raise CheckpointError(f"{self.path}: the file became shorter while it was open")
-        raw = np.frombuffer(self._map, np.uint8, info.nbytes, info.begin)
+        raw = np.frombuffer(self._mapped(info), np.uint8, info.nbytes, info.begin)
         if info.begin % dtype.itemsize:
             raw = raw.copy()
             raw.flags.writeable = False
         return raw.view(dtype).reshape(info.shape)
+
+    def _mapped(self, info: TensorInfo) -> mmap.mmap:
+        """Map the file. Reading a page behind its end would kill the process, so its size is checked each time."""
+        try:
+            with self.path.open("rb") as f:
+                if os.fstat(f.fileno()).st_size < info.end:
+                    raise VanishedError(f"{self.path}: the file became shorter while it was read")
+                if self._map is None:
+                    self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise VanishedError(f"{self.path}: cannot be read any more: {e.strerror or e}") from None
+        if len(self._map) < info.end:
+            raise VanishedError(f"{self.path}: the file became shorter while it was open")
+        return self._map
+
+    def prefetch(self, name: str) -> None:
+        """Let the system read a tensor from the disk meanwhile; it will be asked for soon."""
+        info = self.tensors[name]
+        begin = info.begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if info.nbytes and hasattr(mmap, "MADV_WILLNEED"):
+            self._mapped(info).madvise(mmap.MADV_WILLNEED, begin, info.end - begin)
 
     def release(self, name: str) -> None:
         """Drop a tensor's pages from this process's memory; views stay valid and read the file again."""
@@ -212,8 +232,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            keys = [k for k, _ in pairs]
-            twice = next(k for k in keys if keys.count(k) > 1)
+            twice = Counter(k for k, _ in pairs).most_common(1)[0][0]
             raise CheckpointError(f"{path}: found the key {twice[:MAX_NAME]!r} twice, expected it once")
         return result
 

@@ -14,10 +14,11 @@ from nvfp4_tvm.cli.output import (
     Json,
     Verbose,
     folder_bytes,
-    human_bytes,
+    peak_bytes,
     print_json,
     progress,
     stdout_console,
+    summary,
 )
 
 
@@ -63,6 +64,9 @@ def compile_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output if it is a compiled folder.")
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither use nor keep what earlier compilations made.")
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -80,18 +84,21 @@ def compile_command(
             prefill_chunk_size=prefill_chunk_size,
             tuning_db=tuning_db,
             force=force,
+            use_cache=not no_cache,
             progress=report,
         )
     seconds = time.perf_counter() - start
     size = folder_bytes(model.path)
     manifest = model.manifest
+    figures = {"seconds": seconds, "bytes_read": model.bytes_read, "bytes": size, "peak_bytes": peak_bytes()}
     if json:
-        print_json({"path": model.path, "seconds": seconds, "bytes": size, "manifest": asdict(manifest)})
+        print_json({"path": model.path, **figures, "cached": model.cached, "manifest": asdict(manifest)})
         return
+    cached = f", {' and '.join(model.cached)} from the cache" if model.cached else ""
     stdout_console().print(
         f"compiled {manifest.model_type} with {manifest.quantized_layers} NVFP4 layers for {manifest.target} "
-        f"in {manifest.dtype}, context {manifest.context_length}, in {seconds:.1f} s: {model.path} "
-        f"({human_bytes(size)})",
+        f"in {manifest.dtype}, context {manifest.context_length}{cached}, in {seconds:.1f} s: {model.path} "
+        f"({summary(model.bytes_read, size, seconds)})",
         markup=False,
         soft_wrap=True,
     )

@@ -30,6 +30,10 @@ def generate_command(
         float, typer.Option(help="Sample among the most probable tokens that reach this sum.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not compare the parameters with the checksums in the manifest."),
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -55,7 +59,7 @@ def generate_command(
         given = tokenizer.encode(prompt or "").ids
 
     start = time.perf_counter()
-    runner = load(folder)
+    runner = load(folder, verify=not no_verify)
     seconds_load = time.perf_counter() - start
     on_token, finish = (_ignore, _nothing) if json else _printer(tokenizer)
     result = runner.generate(

@@ -17,6 +17,7 @@ import typer
 
 from nvfp4_tvm import __version__
 from nvfp4_tvm._pins import FFI_VERSION, TVM_VERSION
+from nvfp4_tvm.cli import cache
 from nvfp4_tvm.cli.compile import compile_command
 from nvfp4_tvm.cli.generate import generate_command
 from nvfp4_tvm.cli.inspect import inspect_command
@@ -40,6 +41,7 @@ app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
 app.command("tune")(tune_command)
 app.command("generate")(generate_command)
+app.add_typer(cache.app, name="cache")
 
 
 def _version(value: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,15 +92,61 @@ def human_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def peak_bytes() -> int:
+    """Return the most memory that the process has held at once, mapped files included."""
+    # Not getrusage: on Linux its maximum survives exec, so that a large parent would be counted.
+    try:
+        (line,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return 1024 * int(line)
+    except (OSError, ValueError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def summary(read: int, written: int, seconds: float) -> str:
+    """Return what a command moved, how fast, and in how much memory."""
+    return (
+        f"{human_bytes(read)} read, {human_bytes(written)} written, {read / 1e9 / max(seconds, 1e-9):.2f} GB/s, "
+        f"peak memory {human_bytes(peak_bytes())}"
+    )
+
+
+#: Stages whose steps are bytes; they show a rate and the time that is left.
+_BYTES = frozenset({"hash", "pack", "quantize"})
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
     """Show one bar a stage on stderr while the context lasts; nothing if ``quiet`` or off a terminal."""
     if quiet or not stderr.is_terminal:
         yield lambda stage, done, total: None
         return
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    class Rate(ProgressColumn):
+        """Speed and remaining time of stages that count bytes."""
+
+        def render(self, task: Task) -> Text:
+            if task.description not in _BYTES or not task.speed or task.total is None:
+                return Text("")
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            return Text(f"{human_bytes(int(task.speed))}/s{left}")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        Rate(),
+    )
     with Progress(*columns, console=stderr) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from nvfp4_tvm.cli.output import Json, Verbose, human_bytes, print_json, progress, stdout_console
+from nvfp4_tvm.cli.output import (
+    Json,
+    Verbose,
+    peak_bytes,
+    print_json,
+    progress,
+    stdout_console,
+    summary,
+)
 
 
 class OutputFormat(str, Enum):
@@ -60,23 +68,22 @@ def quantize_command(
     from nvfp4_tvm.quantize import quantize_checkpoint
 
     with progress(quiet=json) as report:
-        summary = quantize_checkpoint(
+        done = quantize_checkpoint(
             src,
             dst,
             format=format.value,
             method="amax" if method is Method.AMAX else "four_over_six",
             exclude=exclude or (),
             share_global_scales=not separate_global_scales,
-            progress=lambda done, total, _name: report("quantize", done, total),
+            progress=lambda read, total, _name: report("quantize", read, total),
         )
     if json:
-        print_json({"path": dst, **asdict(summary), "mb_per_s": summary.mb_per_s})
+        print_json({"path": dst, **asdict(done), "mb_per_s": done.mb_per_s, "peak_bytes": peak_bytes()})
         return
     out = stdout_console()
     out.print(
-        f"quantized {summary.layers} layers and kept {len(summary.kept)} of {src} in {summary.seconds:.1f} s "
-        f"({summary.mb_per_s:.0f} MB/s): {human_bytes(summary.bytes_read)} -> "
-        f"{human_bytes(summary.bytes_written)}, written to {dst}",
+        f"quantized {done.layers} layers and kept {len(done.kept)} of {src} in {done.seconds:.1f} s, written to "
+        f"{dst} ({summary(done.bytes_read, done.bytes_written, done.seconds)})",
         markup=False,
         soft_wrap=True,
     )

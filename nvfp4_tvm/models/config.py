@@ -14,6 +14,12 @@ from nvfp4_tvm.models.values import boolean, number, positive_integer, token_ids
 _LOG = logging.getLogger(__name__)
 
 
+#: Eight times the deepest model there is; every layer takes time before a tensor is looked at.
+MAX_LAYERS = 1024
+#: Likewise: the rotary embedding's table is as long.
+MAX_HEAD_DIM = 4096
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How one model type differs from Llama.
@@ -123,18 +129,22 @@ class DecoderConfig:
         architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
         if architecture is None or not isinstance(model_type, str):
             raise NVFP4Error(
-                f"config: model_type is {model_type!r}, expected one of {', '.join(ARCHITECTURES)}; "
+                f"config: model_type is {model_type!r:.80}, expected one of {', '.join(ARCHITECTURES)}; "
                 f"use nvfp4_tvm.torch for other models"
             )
         classes = config.get("architectures") or [architecture.causal_lm]
         if classes != [architecture.causal_lm]:
-            raise NVFP4Error(f"config: architectures is {classes!r}, expected ['{architecture.causal_lm}']")
+            raise NVFP4Error(
+                f"config: architectures is {classes!r:.80}, expected ['{architecture.causal_lm}']"
+            )
         activation = config.get("hidden_act") or "silu"
         if activation not in ("silu", "swish"):
-            raise NVFP4Error(f"config: hidden_act is {activation!r}, expected 'silu'; no other is supported")
+            raise NVFP4Error(
+                f"config: hidden_act is {activation!r:.80}, expected 'silu'; no other is supported"
+            )
 
         hidden_size = positive_integer(config, "hidden_size")
-        layers = positive_integer(config, "num_hidden_layers")
+        layers = positive_integer(config, "num_hidden_layers", most=MAX_LAYERS)
         heads = positive_integer(config, "num_attention_heads")
         kv_heads = positive_integer(config, "num_key_value_heads", heads)
         if heads % kv_heads:
@@ -145,7 +155,7 @@ class DecoderConfig:
         default_head_dim = architecture.head_dim
         if default_head_dim is None and not hidden_size % heads:
             default_head_dim = hidden_size // heads
-        head_dim = positive_integer(config, "head_dim", default_head_dim)
+        head_dim = positive_integer(config, "head_dim", default_head_dim, most=MAX_HEAD_DIM)
         if head_dim % 2:
             raise NVFP4Error(f"config: head_dim is {head_dim}, expected an even number for rotary embeddings")
         context = positive_integer(config, "max_position_embeddings")

@@ -10,7 +10,8 @@ import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.checkpoint.base import KV_SCALES
+from nvfp4_tvm.buffers import Buffers
+from nvfp4_tvm.checkpoint.base import KV_SCALES, NVFP4Tensor
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import TensorInfo
 from nvfp4_tvm.errors import CheckpointError
@@ -25,6 +26,7 @@ from nvfp4_tvm.models.structure import (
     layer_spec,
     norms,
 )
+from nvfp4_tvm.scaling import CHUNK, is_finite, row_blocks
 
 Field = Literal["weight", "bias", "codes", "scales", "global_scale"]
 
@@ -106,13 +108,14 @@ def parameter_sources(config: DecoderConfig, quantized: Quantized, dtype: str) -
     return {source.name: source for source in sources}
 
 
-def load_parameter(checkpoint: Checkpoint, source: ParamSource) -> np.ndarray:
+def load_parameter(checkpoint: Checkpoint, source: ParamSource, buffers: Buffers | None = None) -> np.ndarray:
     """Read one parameter.
 
     Returns
     -------
     numpy.ndarray
-        ``source.shape`` in ``source.dtype``, contiguous.
+        ``source.shape`` in ``source.dtype``, contiguous: the mapped file itself where nothing has to be changed,
+        else in ``buffers`` if there are any, and then valid until the next parameter is loaded there.
 
     Raises
     ------
@@ -120,9 +123,54 @@ def load_parameter(checkpoint: Checkpoint, source: ParamSource) -> np.ndarray:
         If a tensor is missing, has another shape than the configuration asks for, is no floating-point
         tensor, or holds values that are not finite in the model's dtype.
     """
-    read = _plain if source.field in ("weight", "bias") else _nvfp4
-    parts = [read(checkpoint, source, module, rows) for module, rows in source.modules]
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    plain = source.field in ("weight", "bias")
+    if plain:
+        parts = [_plain(checkpoint, source, module, rows) for module, rows in source.modules]
+    else:
+        tensors = load_nvfp4(checkpoint, source)
+        if source.field == "global_scale":
+            parts = [np.full(t.shape[0], t.global_scale, np.float32) for t in tensors]
+        else:
+            parts = [t.codes if source.field == "codes" else t.scales for t in tensors]
+    whole = len(parts) == 1 and parts[0].dtype == source.dtype
+    out = parts[0] if whole else (buffers or Buffers()).array("parameter", source.shape, source.dtype)
+    row = 0
+    for part, (module, rows) in zip(parts, source.modules, strict=True):
+        cast, stored = out[row : row + rows].reshape(-1), part.reshape(-1)
+        row += rows
+        for begin in range(0, part.size, CHUNK):  # pieces that stay in the caches
+            piece = slice(begin, begin + CHUNK)
+            if not whole:
+                with np.errstate(over="ignore"):
+                    cast[piece] = stored[piece]
+            if plain and not is_finite(cast[piece]):
+                what = "in " + source.dtype if is_finite(stored[piece]) else "numbers"
+                name = f"{module}.{source.field}"
+                raise CheckpointError(
+                    f"{checkpoint.tensor_info(name).file}: tensor {name}: found values that are not "
+                    f"finite {what}; choose a wider model dtype or repair the checkpoint"
+                )
+    return out
+
+
+def load_nvfp4(checkpoint: Checkpoint, source: ParamSource) -> list[NVFP4Tensor]:
+    """Return the NVFP4 weights, mapped, that a quantized parameter is made of.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_parameter`.
+    """
+    tensors = [checkpoint.nvfp4(module) for module, _ in source.modules]
+    for tensor, (module, rows) in zip(tensors, source.modules, strict=True):
+        array = tensor.codes if source.field == "codes" else tensor.scales
+        expected = (rows, *(source.shape[1:] if source.field != "global_scale" else array.shape[1:]))
+        if array.shape != expected:
+            raise CheckpointError(
+                f"{checkpoint.path}: module {module}: found {source.field} of shape {list(array.shape)}, "
+                f"expected {list(expected)} by config.json"
+            )
+    return tensors
 
 
 def _plain(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) -> np.ndarray:
@@ -131,15 +179,7 @@ def _plain(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) 
     tensor = checkpoint.tensor(name)
     if tensor.dtype not in ("float32", "float16", "bfloat16"):
         raise CheckpointError(f"{info.file}: tensor {name}: found {info.dtype}, expected BF16, F16 or F32")
-    with np.errstate(over="ignore"):
-        cast = tensor.astype(np.dtype(source.dtype), copy=False)
-    if not np.isfinite(cast).all():
-        what = "in " + source.dtype if np.isfinite(tensor).all() else "numbers"
-        raise CheckpointError(
-            f"{info.file}: tensor {name}: found values that are not finite {what}; "
-            f"choose a wider model dtype or repair the checkpoint"
-        )
-    return cast
+    return tensor
 
 
 def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -149,20 +189,6 @@ def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> T
             f"{info.file}: tensor {name}: found shape {list(info.shape)}, expected {list(shape)} by config"
         )
     return info
-
-
-def _nvfp4(checkpoint: Checkpoint, source: ParamSource, module: str, rows: int) -> np.ndarray:
-    tensor = checkpoint.nvfp4(module)
-    N = tensor.shape[0]
-    array = np.full(N, tensor.global_scale, np.float32) if source.field == "global_scale" else (
-        tensor.codes if source.field == "codes" else tensor.scales
-    )  # fmt: skip
-    if array.shape != (rows, *source.shape[1:]):
-        raise CheckpointError(
-            f"{checkpoint.path}: module {module}: found {source.field} of shape {list(array.shape)}, "
-            f"expected {[rows, *source.shape[1:]]} by config.json"
-        )
-    return array
 
 
 def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
@@ -227,9 +253,14 @@ def _expected(name: str, packed: set[str]) -> bool:
 
 def _check_tied(checkpoint: Checkpoint, head: str) -> None:
     embedding = f"{EMBEDDING}.weight"
-    same = embedding in checkpoint.names() and np.array_equal(
-        checkpoint.tensor(head), checkpoint.tensor(embedding)
-    )
+    same = embedding in checkpoint.names()
+    if same:
+        first, second = checkpoint.tensor(head), checkpoint.tensor(embedding)
+        same = first.shape == second.shape and all(
+            np.array_equal(a, b) for a, b in zip(row_blocks(first), row_blocks(second), strict=True)
+        )
+        checkpoint.release(head)
+        checkpoint.release(embedding)
     if not same:
         raise CheckpointError(
             f"{checkpoint.path}: tensor {head}: found values that differ from {embedding}, expected a copy "

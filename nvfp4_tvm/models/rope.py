@@ -44,6 +44,7 @@ class Rope:
     rope_type: str = "default"
 
     @classmethod
+    @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is wrong shows in the result
     def from_hf(cls, config: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> Rope:
         """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` with ``rope_scaling`` (before).
 
@@ -55,19 +56,19 @@ class Rope:
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
         found = config.get(key) or {}
         if not isinstance(found, Mapping):
-            raise NVFP4Error(f"config: {key} is {found!r}, expected an object with rope_type")
+            raise NVFP4Error(f"config: {key} is {found!r:.80}, expected an object with rope_type")
         parameters: dict[str, Any] = {"rope_theta": config.get("rope_theta") or DEFAULT_THETA}
         parameters.update((name, value) for name, value in found.items() if value is not None)
         rope_type = parameters.get("rope_type", parameters.get("type", "default"))
         if rope_type not in ROPE_TYPES:
             raise NVFP4Error(
-                f"config: {key}.rope_type is {rope_type!r}, expected one of {', '.join(ROPE_TYPES)}; "
+                f"config: {key}.rope_type is {rope_type!r:.80}, expected one of {', '.join(ROPE_TYPES)}; "
                 f"this model's rotary embedding is not supported"
             )
         partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
         if partial != 1.0:
             raise NVFP4Error(
-                f"config: partial_rotary_factor is {partial!r}, expected 1: partial RoPE is not supported"
+                f"config: partial_rotary_factor is {partial!r:.80}, expected 1: partial RoPE is not supported"
             )
         # as transformers: the top-level key wins, and the context length stands in for a missing one
         if config.get("original_max_position_embeddings"):
@@ -84,7 +85,13 @@ class Rope:
             inv_freq = _llama3(inv_freq, parameters, f"{key}.")
         elif rope_type == "yarn":
             inv_freq, attention_factor = _yarn(periods, theta, parameters, f"{key}.", max_position_embeddings)
-        return cls(tuple(inv_freq.astype(np.float32).tolist()), attention_factor, rope_type)
+        inv_freq = inv_freq.astype(np.float32)
+        if not (np.isfinite(inv_freq).all() and (inv_freq > 0).all() and math.isfinite(attention_factor)):
+            raise NVFP4Error(
+                f"config: {key} gives the frequencies {inv_freq.max():g} to {inv_freq.min():g}, expected positive "
+                "finite numbers; correct its values"
+            )
+        return cls(tuple(inv_freq.tolist()), attention_factor, rope_type)
 
     @property
     def table(self) -> np.ndarray:

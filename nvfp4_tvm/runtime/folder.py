@@ -7,14 +7,16 @@
 ``config.json``, tokenizer    as in the checkpoint
 ============================  ========================================================================
 
-Loading a library is running its code: load folders you trust.
+Loading a library is running its code: load folders you trust. The digests in the manifest tell damage and mixed-up
+files, not malice: whoever can change the library can change the manifest.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from nvfp4_tvm._pins import TVM_VERSION
 from nvfp4_tvm.checkpoint.storage import open_shards, read_json
 from nvfp4_tvm.codegen import load_cuda_runtime
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
+from nvfp4_tvm.integrity import array_digest, digests, file_digest
 from nvfp4_tvm.runtime.runner import Runner
 from nvfp4_tvm.target import unsupported_features
 
@@ -33,7 +36,7 @@ MANIFEST = "nvfp4_tvm.json"
 LIBRARY = "lib.so"
 PARAMS = "params"
 #: Version of the manifest's fields.
-FOLDER_VERSION = 1
+FOLDER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class Manifest:
     tuning : tuple of str
         What chose the CUDA kernels of NVFP4 layers: records ``measured`` on a device or ``predicted`` for one,
         or the families' own models.
+    library_digest : str
+        SHA-256 of the library, in hexadecimal.
+    param_digests : mapping of str to str
+        SHA-256 of each parameter's bytes.
     folder_version, layout_version : int
         Versions of this file and of the packed layout.
     package_version, tvm_version : str
@@ -87,6 +94,8 @@ class Manifest:
     llvm_cpu: str = ""
     llvm_attributes: tuple[str, ...] = ()
     tuning: tuple[str, ...] = ()
+    library_digest: str = ""
+    param_digests: Mapping[str, str] = field(default_factory=dict)
     folder_version: int = FOLDER_VERSION
     layout_version: int = layout.LAYOUT_VERSION
     package_version: str = __version__
@@ -116,21 +125,31 @@ class Manifest:
         ):
             if raw.get(name) != expected:
                 raise LibraryError(
-                    f"{path}: {name} is {raw.get(name)!r}, expected {expected!r} here; compile again"
+                    f"{path}: {name} is {raw.get(name)!r:.80}, expected {expected!r} here; compile again"
                 )
-        kinds = {"int": int, "str": str, "tuple[str, ...]": list, "tuple[int, ...]": list}
+        kinds = {
+            "int": int,
+            "str": str,
+            "tuple[str, ...]": list,
+            "tuple[int, ...]": list,
+            "Mapping[str, str]": dict,
+        }
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            value: Any = raw.get(field.name)
-            kind = kinds.get(str(field.type))
+        for entry in fields(cls):
+            value: Any = raw.get(entry.name)
+            kind = kinds.get(str(entry.type))
             allowed = (int, type(None)) if kind is None else (kind,)  # None: a field of type "int | None"
             wrong = type(value) not in allowed
             if kind is list and not wrong:
-                item = str if "str" in str(field.type) else int
-                wrong = any(type(entry) is not item for entry in value)
+                item = str if "str" in str(entry.type) else int
+                wrong = any(type(each) is not item for each in value)
+            if kind is dict and not wrong:
+                wrong = any(type(each) is not str for each in value.values())
             if wrong:
-                raise LibraryError(f"{path}: {field.name} is {value!r}, expected {field.type}; compile again")
-            values[field.name] = tuple(value) if kind is list else value
+                raise LibraryError(
+                    f"{path}: {entry.name} is {value!r:.80}, expected {entry.type}; compile again"
+                )
+            values[entry.name] = tuple(value) if kind is list else value
         return cls(**values)
 
 
@@ -149,6 +168,41 @@ def load_params(folder: Path, manifest: Manifest) -> Mapping[str, np.ndarray]:
             f"{folder}: {PARAMS} lacks {missing[0]} ({len(missing)} missing in all); compile again"
         )
     return {name: owner[name].array(name) for name in manifest.param_names}
+
+
+def verify_library(folder: Path, manifest: Manifest) -> None:
+    """Check that the library is the one that the manifest was written for.
+
+    Raises
+    ------
+    LibraryError
+        If there is none, or its digest differs.
+    """
+    path = folder / LIBRARY
+    if not path.is_file():
+        raise LibraryError(f"{folder}: no {LIBRARY}; compile again")
+    if file_digest(path) != manifest.library_digest:
+        raise LibraryError(
+            f"{path}: does not match its digest in {MANIFEST}: it was changed, or belongs to another compilation, "
+            "and is not loaded; compile again"
+        )
+
+
+def verify_params(folder: Path, manifest: Manifest, params: Mapping[str, np.ndarray]) -> None:
+    """Check the packed parameters against the manifest.
+
+    Raises
+    ------
+    LibraryError
+        Naming the first parameter whose digest differs.
+    """
+    found = digests({name: partial(array_digest, array) for name, array in params.items()})
+    wrong = [name for name in params if found[name] != manifest.param_digests.get(name)]
+    if wrong:
+        raise LibraryError(
+            f"{folder}: parameter {wrong[0]} does not match its digest in {MANIFEST} ({len(wrong)} in all "
+            "differ): the file is damaged; compile again"
+        )
 
 
 def device_of(manifest: Manifest) -> tvm.runtime.Device:
@@ -176,7 +230,7 @@ def device_of(manifest: Manifest) -> tvm.runtime.Device:
     return device
 
 
-def load(folder: str | Path, *, context_length: int | None = None) -> Runner:
+def load(folder: str | Path, *, context_length: int | None = None, verify: bool = True) -> Runner:
     """Load a compiled folder.
 
     Parameters
@@ -185,6 +239,9 @@ def load(folder: str | Path, *, context_length: int | None = None) -> Runner:
         Output of :func:`nvfp4_tvm.compile`. Its library is executed: load folders you trust.
     context_length : int, optional
         Tokens of KV cache to allocate, at most what was compiled.
+    verify : bool
+        Compare the parameters with the digests in the manifest, which reads all of them. The library is compared
+        in any case.
 
     Returns
     -------
@@ -194,16 +251,18 @@ def load(folder: str | Path, *, context_length: int | None = None) -> Runner:
     Raises
     ------
     LibraryError
-        If the folder is incomplete, of another version, or for a device that is not here.
+        If the folder is incomplete, damaged, of another version, or for a device that is not here.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    if not (folder / LIBRARY).is_file():
-        raise LibraryError(f"{folder}: no {LIBRARY}; compile again")
+    verify_library(folder, manifest)
     if context_length is not None and not 1 <= context_length <= manifest.context_length:
         raise NVFP4Error(
             f"context_length is {context_length}, expected 1 to {manifest.context_length} (as compiled)"
         )
     metadata = asdict(manifest) | {"context_length": context_length or manifest.context_length}
     device = device_of(manifest)
-    return Runner(folder / LIBRARY, load_params(folder, manifest), metadata, device)
+    params = load_params(folder, manifest)
+    if verify:
+        verify_params(folder, manifest, params)
+    return Runner(folder / LIBRARY, params, metadata, device)

@@ -49,7 +49,9 @@ def test_options_are_documented(command):
     text = (ROOT / "docs" / "cli.md").read_text()
     (section,) = [part for part in text.split("\n## ") if part.startswith(f"`{command} ")]
     common = text.split("\n## ")[0]
-    options = {name for param in COMMANDS[command].params for name in param.opts if name.startswith("-")}
+    commands = getattr(COMMANDS[command], "commands", {command: COMMANDS[command]}).values()
+    params = [param for each in commands for param in each.params]
+    options = {name for param in params for name in param.opts if name.startswith("-")}
     documented = set(re.findall(r"`(--?[a-z][\w-]*)", section))
     assert options <= documented | set(re.findall(r"`(--?[a-z][\w-]*)", common))
     assert {name for name in documented if name.startswith("--") and name != "--target"} <= options

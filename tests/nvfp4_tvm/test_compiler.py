@@ -125,13 +125,13 @@ def test_no_linker_is_a_clear_error(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("nvfp4_tvm.compiler.shutil.which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(TargetError, match=r"no C\+\+ compiler to link the library with"):
-        nvfp4_tvm.compile(llama, tmp_path / "out", target="llvm")
+        nvfp4_tvm.compile(llama, tmp_path / "out", target="llvm", use_cache=False)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_89"])
 def test_compiles_for_cuda_without_a_gpu(llama, tmp_path, target):
-    model = nvfp4_tvm.compile(llama, tmp_path / "out", target=target, context_length=64)
+    model = nvfp4_tvm.compile(llama, tmp_path / "out", target=target, context_length=64, use_cache=False)
     assert model.manifest.device_type == "cuda" and model.manifest.dtype == "bfloat16"
     ours = {name: use for name, use in model.log.usage.items() if "nvfp4" in name}
     assert any("silu_mul" in name for name in ours) and any("residual" in name for name in ours)

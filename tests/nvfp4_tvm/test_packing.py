@@ -1,81 +1,83 @@
 import numpy as np
 import pytest
-import tvm
-from relax_modules import Weight, build_function, linear, symbolic
-from tvm import relax
-from tvm_ffi.registry import list_global_func_names
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nvfp4_tvm import layout
-from nvfp4_tvm.packing import build_transform, run_transform, split_transform
-from nvfp4_tvm.passes.pipeline import weight_passes
-from nvfp4_tvm.target import resolve_target
+from nvfp4_tvm import layout, packing
+from nvfp4_tvm.errors import ShapeError
 
 
-@pytest.fixture(scope="module")
-def folded():
-    """A model of two NVFP4 weights around a plain one, folded."""
-    rng = np.random.default_rng(0)
-    weights = {"a": Weight.random(rng, 40, 144), "b": Weight.random(rng, 24, 144)}
-    plain = rng.standard_normal((8, 144)).astype(np.float32)
-    x = relax.Var("x", relax.TensorType((symbolic(), 144), "float32"))
-    a, b = (weights[name].params(name) for name in "ab")
-    p = relax.Var("plain", relax.TensorType(plain.shape, "float32"))
+def weight(rng, N, K, offset=0):
+    """Codes, scales and global scales whose memory begins ``offset`` bytes after an aligned address."""
 
-    def body(builder):
-        third = builder.emit(relax.op.matmul(x, builder.emit(relax.op.permute_dims(p))))
-        return builder.emit(relax.Tuple([linear(builder, x, a), linear(builder, x, b), third]))
+    def at_offset(*shape):
+        size = int(np.prod(shape))
+        return rng.integers(0, 256, size + offset, np.uint8)[offset:].reshape(shape)
 
-    mod = tvm.transform.Sequential(weight_passes())(build_function([x, *a, p, *b], body, num_input=1).get())
-    canonical = [*weights["a"].arrays(), plain, *weights["b"].arrays()]
-    expected = []
-    for array in (weights["a"], plain, weights["b"]):
-        packed = layout.pack(*array.arrays()) if isinstance(array, Weight) else None
-        expected += [array] if packed is None else [packed.words, packed.scales, packed.global_scale]
-    return mod, canonical, expected
+    return at_offset(N, K // 2), at_offset(N, K // 16), rng.random(N, np.float32)
 
 
-def test_split_separates_the_transform(folded):
-    model, transform = split_transform(folded[0])
-    assert [gvar.name_hint for gvar in model.get_global_vars()] == ["main"]
-    assert [gvar.name_hint for gvar in transform.get_global_vars()] == ["transform_params"]
+def same(found, expected):
+    assert (found.N, found.K) == (expected.N, expected.K)
+    for field in ("words", "scales", "global_scale"):
+        assert getattr(found, field).tobytes() == getattr(expected, field).tobytes(), field
 
 
-def test_split_without_a_transform():
-    x = relax.Var("x", relax.TensorType((2,), "float32"))
-    mod = build_function([x], lambda b: b.emit(relax.op.add(x, x))).get()
-    assert split_transform(mod) == (mod, None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    st.integers(1, 30),
+    st.integers(0, 7),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_kernel_packs_as_numpy_does(Ns, groups, offset, reorder, seed):
+    """Any number of parts of any N and K, at any alignment, in any order of rows."""
+    rng = np.random.default_rng(seed)
+    parts = [weight(rng, N, 16 * groups, offset) for N in Ns]
+    codes, scales, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = rng.permutation(sum(Ns)) if reorder else None
+    chosen = slice(None) if order is None else order
+    buffers = packing.Buffers()
+    buffers.array("words", (1 << 16,), np.uint32).fill(0xDEADBEEF)
+    same(
+        packing.pack(*zip(*parts, strict=True), order=order, buffers=buffers),
+        layout.pack(codes[chosen], scales[chosen], rows[chosen]),
+    )
 
 
-def test_parameters_stream_through_the_transform(folded):
-    mod, canonical, expected = folded
-    executable = build_transform(split_transform(mod)[1], resolve_target("llvm").target)
-    events, found = [], {}
-
-    def get(index):
-        events.append(("get", index))
-        return canonical[index]
-
-    def put(index, value):
-        events.append(("put", index))
-        found[index] = value.copy()
-
-    before = set(list_global_func_names())
-    run_transform(executable, get, put)
-    assert set(list_global_func_names()) == before
-    assert sorted(found) == list(range(len(expected)))
-    for index, array in enumerate(expected):
-        np.testing.assert_array_equal(found[index], array)
-    # Streaming: the first weight is written before the second is read.
-    assert events.index(("put", 0)) < events.index(("get", 4))
-    assert sorted(index for kind, index in events if kind == "get") == list(range(len(canonical)))
+def test_one_value_for_all_rows():
+    codes, scales, _ = weight(np.random.default_rng(0), 24, 144)
+    same(packing.pack([codes], [scales], [np.float32(0.5)]), layout.pack(codes, scales, 0.5))
 
 
-def test_an_error_while_reading_comes_out(folded):
-    executable = build_transform(split_transform(folded[0])[1], resolve_target("llvm").target)
+def test_buffers_are_used_again():
+    buffers = packing.Buffers()
+    big = buffers.array("words", (100, 3), np.uint32)
+    small = buffers.array("words", (5,), np.float32)
+    assert np.shares_memory(big, small) and small.ctypes.data % 64 == 0
+    assert buffers.array("words", (1000,), np.uint32).size == 1000
 
-    def fail(index):
-        raise OSError("the disk is gone")
 
-    with pytest.raises(Exception, match="the disk is gone"):
-        run_transform(executable, fail, lambda index, value: None)
-    assert "get_item" not in list_global_func_names()
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"codes": [np.zeros((4, 16), np.int8)]}, r"codes: found int8\[4, 16\]"),
+        (
+            {"scales": [np.zeros((3, 2), np.uint8)]},
+            r"scales: found uint8\[3, 2\], expected contiguous uint8\[4, 2\]",
+        ),
+        ({"codes": [np.zeros((16, 4), np.uint8).T]}, "expected contiguous"),
+        ({"codes": [np.zeros((4, 12), np.uint8)], "scales": [np.zeros((4, 1), np.uint8)]}, "cannot be NVFP4"),
+        ({"order": np.array([0, 1, 2, 2])}, "order: found int64"),
+        ({"order": np.arange(5)}, r"expected the rows 0\.\.3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, match):
+    good = {
+        "codes": [np.zeros((4, 16), np.uint8)],
+        "scales": [np.zeros((4, 2), np.uint8)],
+        "global_scale": [1.0],
+    }
+    with pytest.raises(ShapeError, match=match):
+        packing.pack(**good | change)

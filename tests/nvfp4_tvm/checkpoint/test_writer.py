@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, SafetensorsFile, open_shards
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
-from nvfp4_tvm.errors import CheckpointError, ShapeError
+from nvfp4_tvm.errors import OutputError, ShapeError
 
 ARRAYS = {
     "W": np.arange(2 * 3 * 2 * 32 * 4, dtype=np.uint32).reshape(2, 3, 2, 32, 4),
@@ -149,7 +149,7 @@ def test_an_exception_keeps_the_old_file(tmp_path):
 
 def test_folder_is_a_file(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         SafetensorsWriter(tmp_path / "x", "params", specs(ARRAYS))
 
 

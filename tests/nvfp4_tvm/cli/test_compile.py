@@ -18,7 +18,7 @@ def recorded(monkeypatch, compiled_folder):
     def compile(checkpoint, output, **options):
         calls.append((checkpoint, output, options))
         options["progress"]("build", 2, 2)
-        return CompiledModel(compiled_folder, Manifest.read(compiled_folder), None)
+        return CompiledModel(compiled_folder, Manifest.read(compiled_folder), None, 4321, ("library",))
 
     monkeypatch.setattr("nvfp4_tvm.compiler.compile", compile)
     return calls
@@ -31,7 +31,7 @@ def test_defaults(cli, recorded):
     assert callable(options.pop("progress"))
     assert options == {
         "target": "auto", "dtype": None, "context_length": None, "prefill_chunk_size": None,
-        "tuning_db": None, "force": False,
+        "tuning_db": None, "force": False, "use_cache": True,
     }  # fmt: skip
 
 
@@ -39,23 +39,28 @@ def test_options_reach_the_compiler(cli, recorded):
     done = cli(
         "compile", "ckpt", "--output", "out", "--target", "cuda:sm_89", "--dtype", "float16",
         "--context-length", "64", "--prefill-chunk-size", "32", "--tuning-db", "db.jsonl", "--force",
+        "--no-cache",
     )  # fmt: skip
     assert done.code == 0
     options = recorded[0][2]
     del options["progress"]
     assert options == {
         "target": "cuda:sm_89", "dtype": "float16", "context_length": 64, "prefill_chunk_size": 32,
-        "tuning_db": Path("db.jsonl"), "force": True,
+        "tuning_db": Path("db.jsonl"), "force": True, "use_cache": False,
     }  # fmt: skip
 
 
 def test_output(cli, recorded, compiled_folder):
     done = cli("compile", "ckpt", "-o", "out")
     assert done.out.count("\n") == 1 and done.err == ""
-    assert done.out.startswith("compiled llama with 4 NVFP4 layers for llvm in float32, context 64, in ")
+    assert done.out.startswith(
+        "compiled llama with 4 NVFP4 layers for llvm in float32, context 64, library from "
+    )
+    assert "4.3 kB read, " in done.out and " GB/s, peak memory " in done.out
     report = json.loads(cli("compile", "ckpt", "-o", "out", "--json").out)
     assert report["path"] == str(compiled_folder) and report["seconds"] > 0
     assert report["bytes"] == sum(file.stat().st_size for file in compiled_folder.iterdir())
+    assert report["bytes_read"] == 4321 and report["cached"] == ["library"] and report["peak_bytes"] > 1 << 20
     assert report["manifest"] == json.loads((compiled_folder / "nvfp4_tvm.json").read_text())
 
 

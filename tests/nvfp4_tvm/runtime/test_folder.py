@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from nvfp4_tvm import layout, target
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
+from nvfp4_tvm.integrity import file_digest
 from nvfp4_tvm.runtime import folder as folder_module
 from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest, device_of, load, load_params
 
@@ -39,13 +41,15 @@ def test_manifest_round_trip(manifest, tmp_path):
     [
         ("layout_version", layout.LAYOUT_VERSION + 1, "layout_version is 2, expected 1 here; compile again"),
         ("tvm_version", "0.28", "tvm_version is '0.28', expected '0.27.0.post1'"),
-        ("folder_version", None, "folder_version is None"),
+        ("folder_version", None, "folder_version is None, expected 2"),
         ("vocab_size", "512", "vocab_size is '512', expected int"),
         ("vocab_size", True, "vocab_size is True"),
         ("param_names", ["a", 1], "param_names is .*expected tuple"),
         ("eos_token_ids", 2, "eos_token_ids is 2"),
         ("bos_token_id", "1", "bos_token_id is '1'"),
         ("dtype", None, "dtype is None"),
+        ("library_digest", 1, "library_digest is 1"),
+        ("param_digests", {"a": 1}, "param_digests is .*expected Mapping"),
     ],
 )
 def test_a_wrong_manifest_is_refused(manifest, tmp_path, field, value, match):
@@ -76,14 +80,40 @@ def test_a_missing_library_is_refused(manifest, tmp_path):
         load(tmp_path)
 
 
-def test_a_broken_library_is_refused(manifest, tmp_path):
-    manifest.write(tmp_path)
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that is what its manifest says, but for the library, which is none."""
+    arrays = {"a": np.arange(6, dtype=np.uint32), "b": np.ones(4, np.float32)}
     (tmp_path / LIBRARY).write_bytes(b"not a library")
-    with SafetensorsWriter(tmp_path, PARAMS, dict.fromkeys("ab", (np.uint32, (2,)))) as writer:
-        for name in "ab":
-            writer.write(name, np.zeros(2, np.uint32))
+    with SafetensorsWriter(tmp_path, PARAMS, {n: (a.dtype, a.shape) for n, a in arrays.items()}) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    library = file_digest(tmp_path / LIBRARY)
+    Manifest(**MANIFEST_FIELDS, library_digest=library, param_digests=writer.digests).write(tmp_path)
+    return tmp_path
+
+
+def test_a_broken_library_is_refused(folder):
     with pytest.raises(LibraryError, match="cannot be loaded"):
-        load(tmp_path)
+        load(folder)
+
+
+def test_a_library_that_is_not_the_manifests_is_not_loaded(folder):
+    (folder / LIBRARY).write_bytes(b"another library")
+    for verify in (True, False):
+        with pytest.raises(LibraryError, match=r"lib\.so: does not match its digest in nvfp4_tvm\.json"):
+            load(folder, verify=verify)
+
+
+def test_a_flipped_bit_of_a_parameter_is_found(folder):
+    path = folder / f"{PARAMS}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LibraryError, match=r"parameter b does not match its digest .*\(1 in all differ\)"):
+        load(folder)
+    with pytest.raises(LibraryError, match="cannot be loaded"):  # the next thing that is wrong
+        load(folder, verify=False)
 
 
 def test_parameters_are_mapped_by_name(manifest, tmp_path):
@@ -106,8 +136,8 @@ def test_missing_parameters_are_named(manifest, tmp_path):
 
 @pytest.mark.parametrize("context_length", [0, 257])
 def test_a_context_that_was_not_compiled_is_refused(manifest, tmp_path, context_length):
-    manifest.write(tmp_path)
     (tmp_path / LIBRARY).write_bytes(b"")
+    replace(manifest, library_digest=file_digest(tmp_path / LIBRARY)).write(tmp_path)
     with pytest.raises(NVFP4Error, match="expected 1 to 256"):
         load(tmp_path, context_length=context_length)
 

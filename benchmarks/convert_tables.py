@@ -1,0 +1,87 @@
+"""Tables of converting checkpoints, for ``docs/make_tables.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.large_models import MODELS, checkpoint_bytes
+from benchmarks.markdown import markdown_table
+
+
+def convert(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/convert.py`` wrote."""
+    parts = []
+    for report in reports:
+        rows = [
+            [f"{row['what']}: {row['contender']}", f"{row['gb_per_s']:.2f}", f"{100 * row['of_copy']:.0f} %"]
+            for row in report["rows"]
+        ]
+        parts.append(
+            f"{_where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
+            "same bytes; the fastest of 15 runs in turns, of 1 where a run takes seconds or is NumPy's.\n\n"
+            + markdown_table(["", "GB/s", "of memcpy"], rows)
+        )
+    return "\n".join(parts)
+
+
+def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/repack_gpu.py`` wrote."""
+    parts = []
+    for report in reports:
+        rows = [
+            [
+                f"{row['shape']} [{row['N']}, {row['K']}]",
+                f"{row['us']:.1f}",
+                f"{row['copy_us']:.1f}",
+                f"{100 * row['of_copy']:.0f} %",
+            ]
+            for row in report["rows"]
+        ]
+        parts.append(
+            f"{report['gpu']}, {report['date']}: microseconds of the repack kernel and of a copy of the "
+            "same bytes.\n\n" + markdown_table(["", "repack", "copy", "of the copy's speed"], rows)
+        )
+    return "\n".join(parts)
+
+
+def large_models(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table of all files that ``benchmarks/large_models.py`` wrote.
+
+    A run of fewer layers than the model has is a row, and another that says what it comes to for all layers.
+    """
+    rows = []
+    for report in reports:
+        for row in report["rows"]:
+            what = f"{row['command']}{', from the cache' if row['again'] else ''}"
+            weights = " (holes)" if row["sparse"] else ""
+            some = row["layers"] < row["of_layers"]
+            layers = f"{row['layers']} of {row['of_layers']} layers" if some else "all layers"
+            rows.append([f"{row['model']}, {layers}{weights}: {what}", *_figures(row, row["bytes_read"])])
+            if some:
+                full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
+                rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
+    where = "; ".join(dict.fromkeys(_where(report) for report in reports))
+    return (
+        f"{where}: seconds of the command, and the peak memory of its process, mapped files included. Rows marked "
+        "as extrapolated scale a measured time by the bytes read; memory does not depend on the number of layers. "
+        "Weights that are holes in their files are read as zeros and cost no disk.\n\n"
+        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB"], rows)
+    )
+
+
+def _where(report: dict[str, Any]) -> str:
+    """Return the machine, the day, and how busy others kept it."""
+    machine = f"{report['cpu']}, {report['cores']} cores, {report['date']}"
+    return f"{machine}, load average {report['load_before']} before, by other programs"
+
+
+def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
+    seconds = row["seconds"] * nbytes / row["bytes_read"]
+    return [
+        f"{nbytes / 1e9:.1f}",
+        f"{seconds:.1f}",
+        f"{row['gb_per_s']:.2f}",
+        f"{row['peak_bytes'] / 1e9:.2f}",
+        f"{row['largest_layer_bytes'] / 1e9:.2f}",
+    ]

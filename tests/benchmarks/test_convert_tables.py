@@ -1,0 +1,32 @@
+from benchmarks import convert_tables
+
+REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02", "load_before": 1.5}
+ROW = {
+    "model": "8B", "layers": 4, "of_layers": 32, "command": "compile", "sparse": True, "again": False,
+    "seconds": 10.0, "bytes_read": 2_000_000_000, "gb_per_s": 0.2, "peak_bytes": 1_500_000_000,
+    "largest_layer_bytes": 1_050_000_000,
+}  # fmt: skip
+
+
+def test_convert():
+    rows = [{"what": "repack", "contender": "memcpy", "gb_per_s": 12.346, "of_copy": 1.0}]
+    lines = convert_tables.convert([REPORT | {"rows": rows}]).splitlines()
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 1.5 before, by other programs: ")
+    assert lines[-1] == "| repack: memcpy | 12.35 | 100 % |"
+
+
+def test_repack_gpu():
+    rows = [{"shape": "8B qkv", "N": 64, "K": 32, "us": 12.34, "copy_us": 11.0, "of_copy": 0.891}]
+    lines = convert_tables.repack_gpu([REPORT | {"rows": rows}]).splitlines()
+    assert lines[-1] == "| 8B qkv [64, 32] | 12.3 | 11.0 | 89 % |"
+
+
+def test_part_of_a_model_is_extrapolated_and_says_so():
+    rows = [ROW, ROW | {"layers": 32, "again": True, "sparse": False}]
+    lines = convert_tables.large_models([REPORT | {"rows": rows}]).splitlines()
+    # 6.98e9 weights of 32 blocks at 4.5 bits, 2 x 0.525e9 of embedding and head at 16, and the norms
+    assert lines[-3:] == [
+        "| 8B, 4 of 32 layers (holes): compile | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 |",
+        "| 8B, extrapolated: compile | 6.0 | 30.1 | 0.20 | 1.50 | 1.05 |",
+        "| 8B, all layers: compile, from the cache | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 |",
+    ]
