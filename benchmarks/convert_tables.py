@@ -64,7 +64,7 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
     where = "; ".join(dict.fromkeys(_where(report) for report in reports))
     return (
         f"{where}: seconds of the command, and the peak memory of its process, mapped files included. Rows marked "
-        "as extrapolated scale a measured time by the bytes read, and with it the time of building the library, which "
+        "as extrapolated scale a measured time by the bytes read, and with it that of building the library, which "
         "does not grow with the layers; memory does not depend on their number. Weights that are holes in their "
         "files are read as zeros and cost no disk: reading from one comes on top.\n\n"
         + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB"], rows)
