@@ -11,8 +11,9 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
-from nvfp4_tvm.codegen.dequantize import BuiltDequantize, build_dequantize
+from nvfp4_tvm.codegen.dequantize import build_dequantize
 from nvfp4_tvm.codegen.machine_code import BuildLog
+from nvfp4_tvm.codegen.single import BuiltLaunch
 from nvfp4_tvm.op.dequantize import PACKED_NAME
 from nvfp4_tvm.passes.external import attach
 from nvfp4_tvm.passes.rewrite_matmul import is_call
@@ -23,7 +24,7 @@ class _Lowerer(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, target: Target, log: BuildLog) -> None:
         super().__init__(mod)
         self.target, self.log = target, log
-        self.built: dict[str, BuiltDequantize] = {}
+        self.built: dict[str, BuiltLaunch] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
