@@ -43,11 +43,15 @@ MAX_SUMS = 128 * MIB
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration and its ``cost``, and the one of blocks alone on their SMs, where that was measured."""
+    """A configuration and its ``cost``, and the one of blocks alone on their SMs, where that was measured.
+
+    ``spills_on`` names architectures for which ptxas keeps some of its registers in memory for some weights.
+    """
 
     config: MmaConfig
     cost: float
     alone: float | None = None
+    spills_on: tuple[str, ...] = ()
 
 
 CANDIDATES = (
@@ -55,7 +59,7 @@ CANDIDATES = (
     Candidate(MmaConfig(112, 128, 112, 32, stages=2), 1.095),
     Candidate(MmaConfig(96, 128, 96, 32, stages=2), 0.98),
     Candidate(MmaConfig(80, 128, 80, 32, stages=2), 0.845),
-    Candidate(MmaConfig(96, 192, 96, 48, stages=2), 1.41, 1.55),
+    Candidate(MmaConfig(96, 192, 96, 48, stages=2), 1.41, 1.55, ("sm_80", "sm_86")),
     Candidate(MmaConfig(80, 192, 80, 48, stages=2), 1.18, 1.27),
     Candidate(MmaConfig(64, 192, 64, 48, stages=3), 0.99, 1.13),
     Candidate(MmaConfig(48, 192, 48, 48, stages=3), 0.836, 0.94),
@@ -121,10 +125,10 @@ def _plan(N: int, K: int, arch: Arch) -> tuple[tuple[MRange, MmaConfig], ...]:
 
 
 def _candidates(N: int, high: int | None, arch: Arch) -> list[Candidate]:
-    """All configurations that fit, with as many splits as their sums may take memory for."""
+    """All configurations that fit and do not spill, with as many splits as their sums may take memory for."""
     result = []
     for candidate in CANDIDATES:
-        if candidate.config.shared_bytes() > arch.shared_per_block:
+        if candidate.config.shared_bytes() > arch.shared_per_block or arch.name in candidate.spills_on:
             continue
         for splits in range(1, MAX_SPLITS + 1):
             if splits == 1 or (high is not None and splits * high * N * 4 <= MAX_SUMS):

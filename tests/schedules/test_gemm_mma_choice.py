@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,12 @@ def test_a_range_takes_a_kernel_that_another_range_needs_anyway():
 
 def test_bounds_are_in_order():
     assert list(BOUNDS) == sorted(set(BOUNDS)) and BOUNDS[0] > MIN_M
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86"])
+def test_tiles_that_spill_are_left_out(arch):
+    spilling = [c.config for c in CANDIDATES if arch in c.spills_on]
+    assert spilling
+    for N, K in ((21504, 5376), (4096, 4096), (3840, 15360)):
+        for part in ranges(N, K, ARCHS[arch]):
+            assert replace(choose_config(N, K, part, ARCHS[arch]), splits=1) not in spilling
