@@ -20,7 +20,7 @@ Built = Path | str
 
 
 def compile_build(build: Build, arch: str) -> Built:
-    """Compile one candidate. Errors are returned: one that does not pickle would end the whole pool."""
+    """Compile one candidate. Errors are returned: one that cannot be sent back would end the whole pool."""
     from nvfp4_tvm.schedules.kernel import CudaKernel
     from nvfp4_tvm.schedules.spaces import space_of
     from nvfp4_tvm.target import cuda_target

@@ -11,9 +11,10 @@ from torch import nn
 from nvfp4_tvm import layout
 from nvfp4_tvm.checkpoint.base import NVFP4Tensor
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
-from nvfp4_tvm.packing import build_transform, run_transform, split_transform
+from nvfp4_tvm.packing import pack as pack_parts
 from nvfp4_tvm.passes.fold_weights import TRANSFORM
 from nvfp4_tvm.passes.pipeline import pipeline, weight_passes
+from nvfp4_tvm.passes.transform_params import PackedOutput, read_transform, split_transform
 from nvfp4_tvm.target import resolve_target
 from nvfp4_tvm.torch import (
     CompiledModule,
@@ -201,19 +202,22 @@ def test_weights_as_parameters_are_packed_by_the_transform():
 
     mod, transform = split_transform(tvm.transform.Sequential(weight_passes())(mod))
     assert transform is not None and TRANSFORM in [gvar.name_hint for gvar in transform.get_global_vars()]
-    packed = {param.name: None for param in mod["main"].params[1:]}
-    assert {"last.packed.words", "last.packed.scales", "last.packed.global_scale", "last.bias"} <= set(packed)
-    assert not any(name.endswith(".codes") for name in packed)
-    order, target = list(packed), resolve_target("llvm").target
-
-    def put(index, value):
-        packed[order[index]] = tvm.runtime.tensor(np.array(value))
-
-    run_transform(build_transform(transform, target), lambda i: params["main"][i].numpy(), put)
+    order = [param.name for param in mod["main"].params[1:]]
+    assert {"last.packed.words", "last.packed.scales", "last.packed.global_scale", "last.bias"} <= set(order)
+    assert not any(name.endswith(".codes") for name in order)
+    target, packed = resolve_target("llvm").target, []
+    for output in read_transform(transform):
+        if isinstance(output, PackedOutput):
+            parts = ([params["main"][i].numpy()] for i in output.operands)
+            weight = pack_parts(*parts, order=output.order)
+            packed += [weight.words, weight.scales, weight.global_scale]
+        else:
+            packed.append(params["main"][output.operand].numpy())
+    assert len(packed) == len(order)
     executable = tvm.relax.build(mod, target, relax_pipeline=pipeline(target))
     main = tvm.relax.VirtualMachine(executable, tvm.cpu())["main"]
     x = torch.randn(5, 48)
-    got = torch.from_dlpack(main(tvm.runtime.from_dlpack(x), *packed.values()))
+    got = torch.from_dlpack(main(tvm.runtime.from_dlpack(x), *map(tvm.runtime.tensor, packed)))
     assert relative(got, model(x).detach()) < AGREEMENT[torch.float32]
 
 
