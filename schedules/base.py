@@ -134,6 +134,22 @@ class MatmulProblem:
                 )
 
 
+def gemm_arguments(problem: MatmulProblem, x: str = "x", scratch: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names of a GEMM launch's arguments, in order.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+        Says whether there are a bias and a residual.
+    x : str
+        What holds the activations: the operand, or the workspace of a launch that rearranged them.
+    scratch : tuple of str
+        Workspaces that the launch shares with others.
+    """
+    optional = (name for name in ("bias", "residual") if getattr(problem, name))
+    return (x, "words", "scales", "global_scale", *optional, *scratch, "out")
+
+
 class KernelRule(ABC):
     """A kernel family."""
 

@@ -24,7 +24,7 @@ from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
-from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.base import MatmulProblem, gemm_arguments
 from nvfp4_tvm.schedules.gemm_cluster_config import PRODUCER_WARPS, ClusterConfig
 from nvfp4_tvm.schedules.gemm_store_kernel import (
     DESCRIPTOR_HIGH,
@@ -43,8 +43,7 @@ _GROUP = 2
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
     """Names of the kernel's arguments, in order."""
-    optional = (name for name in ("bias", "residual") if getattr(problem, name))
-    return ("x", "words", "scales", "global_scale", *optional, "out")
+    return gemm_arguments(problem)
 
 
 def matmul_kernel(problem: MatmulProblem, config: ClusterConfig) -> PrimFunc:

@@ -24,7 +24,7 @@ from tvm.tirx import PrimFunc
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import BOX_WORDS, BOXES, PDL
-from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.base import MatmulProblem, gemm_arguments
 from nvfp4_tvm.schedules.gemm_hand_over_kernel import hand_over, select
 from nvfp4_tvm.schedules.gemm_store_kernel import (
     DESCRIPTOR_HIGH,
@@ -42,8 +42,7 @@ _BULK_COPY = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
     """Names of the kernel's arguments, in order."""
-    optional = (name for name in ("bias", "residual") if getattr(problem, name))
-    return ("x_tiles", "words", "scales", "global_scale", *optional, "partials", "flags", "out")
+    return gemm_arguments(problem, "x_tiles", ("partials", "flags"))
 
 
 def matmul_kernel(problem: MatmulProblem, config: WgmmaConfig, sms: int) -> PrimFunc:

@@ -30,7 +30,7 @@ from tvm.tirx import PrimFunc
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import stream_k
 from nvfp4_tvm.schedules.activation_layout import PDL
-from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.base import MatmulProblem, gemm_arguments
 from nvfp4_tvm.schedules.gemm_hand_over_kernel import hand_over, select
 from nvfp4_tvm.schedules.gemm_store_kernel import (
     DESCRIPTOR_HIGH,
@@ -68,8 +68,7 @@ _HELD = 2
 
 def arguments(problem: MatmulProblem) -> tuple[str, ...]:
     """Names of the kernel's arguments, in order."""
-    optional = (name for name in ("bias", "residual") if getattr(problem, name))
-    return ("x", "words", "scales", "global_scale", *optional, "partials", "flags", "out")
+    return gemm_arguments(problem, scratch=("partials", "flags"))
 
 
 def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -> PrimFunc:
@@ -110,13 +109,8 @@ def matmul_kernel(problem: MatmulProblem, config: SharedWgmmaConfig, sms: int) -
     def first_row(token_tile, M):
         # Rows that TMA fills with zeros are slow (measured: 2.4 times the time of a tile with 9 of 256 rows): the last
         # tile begins earlier, at a multiple of `PIECE_TOKENS` rows, and stores only the rows that no other tile has
-        return T.max(
-            T.min(
-                token_tile * tokens,
-                (T.cast(M, "int32") + (PIECE_TOKENS - 1)) // PIECE_TOKENS * PIECE_TOKENS - tokens,
-            ),
-            0,
-        )
+        padded = (T.cast(M, "int32") + (PIECE_TOKENS - 1)) // PIECE_TOKENS * PIECE_TOKENS
+        return T.max(T.min(token_tile * tokens, padded - tokens), 0)
 
     # fmt: off
     @T.prim_func

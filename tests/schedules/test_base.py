@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from nvfp4_tvm.errors import ShapeError
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange, first_match
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange, first_match, gemm_arguments
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 3), (5, 4), (-1, None)])
@@ -54,3 +54,11 @@ def test_first_match_wins(caplog):
     assert "a does not apply" in caplog.text and "by choice" in caplog.text
     assert rules[2].asked == 0
     assert first_match(rules[:1], MatmulProblem(8, 16), None) is None
+
+
+def test_arguments_of_a_gemm():
+    plain = MatmulProblem(64, 64)
+    assert gemm_arguments(plain) == ("x", "words", "scales", "global_scale", "out")
+    full = MatmulProblem(64, 64, bias=True, residual=True)
+    names = ("tiles", "words", "scales", "global_scale", "bias", "residual", "sums", "out")
+    assert gemm_arguments(full, "tiles", ("sums",)) == names
