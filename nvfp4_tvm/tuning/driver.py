@@ -240,6 +240,7 @@ def run_identity(runner: Runner, settings: Settings) -> dict[str, object]:
         "seed": settings.seed,
         "families": list(settings.families),
         "resolution": settings.resolution,
+        "near": settings.near.digest,
     }
 
 

@@ -122,7 +122,7 @@ def make_runner(device: str) -> Runner:
 # In a process of its own
 
 #: Seconds a process may take to start (imports, the first use of the device), and one call.
-START_LIMIT, RUN_LIMIT = 120.0, 20.0
+START_LIMIT, RUN_LIMIT = 120.0, 8.0
 _CRASHED = "the measuring process crashed"
 
 

@@ -4,8 +4,8 @@ A search is a generator: it yields batches of trials, is sent their outcomes, an
 yields depends on its settings and the outcomes alone, never on time or on the order in which trials ran; fed
 with a journal of outcomes it therefore goes the same way again, which is how a run that was killed continues.
 
-1. For each range of M, the kernel that is used without a record, the families' best by their models, then
-   generations of those with one decision changed, and random ones.
+1. For each range of M, the kernel that is used without a record, what a given database says of the nearest shapes,
+   the families' best by their models, then generations of those with one decision changed, and random ones.
 2. The best few of each range once more, beside the best of ranges around it: first figures are noisy, and the
    luckiest of many is not the best.
 3. From the smallest M up, a range takes a kernel of the ranges before it unless another is faster by
@@ -17,7 +17,7 @@ with a journal of outcomes it therefore goes the same way again, which is how a 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from math import inf
@@ -26,8 +26,10 @@ from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_choice import BOUNDS as MMA_BOUNDS
 from nvfp4_tvm.schedules.gemm_mma_choice import WORTH_A_KERNEL
+from nvfp4_tvm.schedules.records import Database, epilogue_kind
 from nvfp4_tvm.schedules.space import distance, judged_at
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
+from nvfp4_tvm.schedules.tuned import neighbours
 from nvfp4_tvm.tuning.trial import Candidate, Outcome, Trial
 
 #: Last rows of the ranges that are searched; the last range has no end. Beyond 16 those of the mma.sync GEMM's own
@@ -66,6 +68,8 @@ class Settings:
         Those to search.
     resolution : float
         What runs without a record stays unless another is faster by this factor: times are not more exact.
+    near : Database
+        Records of other shapes, or of the same one, whose configurations are tried first.
     """
 
     trials: int = 64
@@ -74,6 +78,7 @@ class Settings:
     seed: int = 0
     families: tuple[str, ...] = tuple(SPACES)
     resolution: float = 1.01
+    near: Database = Database()
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
     settings : Settings
         See there.
     """
-    parts = [_part(problem, M, arch, settings.families) for M in settings.ranges or ranges_of()]
+    parts = [_part(problem, M, arch, settings) for M in settings.ranges or ranges_of()]
     model = max(1, round(settings.trials * _BY_MODEL))
     later = settings.trials - model
     sizes = [
@@ -191,9 +196,9 @@ def _winner(
     return best
 
 
-def _part(problem: MatmulProblem, M: MRange, arch: Arch, families: Iterable[str]) -> _Part:
-    """Order what may be tried: families take turns, their own choices first; the dispatch's own first of all."""
-    columns, default = [], None
+def _part(problem: MatmulProblem, M: MRange, arch: Arch, settings: Settings) -> _Part:
+    """Order what may be tried: the dispatch's own choice, those of near shapes, then families take turns."""
+    families, columns, default = settings.families, [], None
     for family in SPACES:
         found = space_of(family).candidates(problem.N, problem.K, M, arch)[:_POOL]
         own = space_of(family).default(problem.N, problem.K, M, arch) if found else None
@@ -201,9 +206,23 @@ def _part(problem: MatmulProblem, M: MRange, arch: Arch, families: Iterable[str]
             default = Candidate(family, own)
         if family in families:
             columns.append([Candidate(family, config) for config in found])
-    turns = [c for row in zip_longest(*columns) for c in row if c is not None and c != default]
+    turns = _near(problem, M, arch, settings)
+    turns += [c for row in zip_longest(*columns) for c in row if c is not None]
+    turns = [c for c in dict.fromkeys(turns) if c != default]
     untried = ([] if default is None or default.family not in families else [default]) + turns
     return _Part(M, untried, default, {})
+
+
+def _near(problem: MatmulProblem, M: MRange, arch: Arch, settings: Settings) -> list[Candidate]:
+    """Return what the nearest shapes of ``settings.near`` take for the rows that a range is judged by."""
+    N, K, rows = problem.N, problem.K, judged_at(M)
+    found = neighbours(N, K, problem.x_dtype, epilogue_kind(problem), arch.name, settings.near)
+    candidates = [Candidate(r.family, r.config) for records in found for r in records if rows in r.M]
+    return [
+        c
+        for c in candidates
+        if c.family in settings.families and space_of(c.family).legal(c.config, N, K, M, arch)
+    ]
 
 
 def _propose(

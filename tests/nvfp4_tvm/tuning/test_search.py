@@ -3,13 +3,16 @@ from itertools import pairwise
 
 import pytest
 from simulated_runner import SimulatedRunner
+from tuning_records import record
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
+from nvfp4_tvm.schedules.records import Database
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
 from nvfp4_tvm.target import resolve_target
 from nvfp4_tvm.tuning.search import Settings, ranges_of, search
+from nvfp4_tvm.tuning.trial import Candidate
 
 PROBLEM = MatmulProblem(4096, 4096)
 SETTINGS = Settings(trials=8, ranges=ranges_of((8, 16, 64, 512)))
@@ -125,3 +128,19 @@ def test_families_can_be_left_out():
     _, trials = run(replace(SETTINGS, families=("gemv", "gemm_mma")))
     assert {trial.candidate.family for trial in trials} == {"gemv", "gemm_mma"}
     assert {trial.candidate.family for trial in run()[1]} == set(SPACES)
+
+
+def test_what_near_shapes_take_is_tried_after_the_default():
+    M = MRange(65, 512)
+    near = Database(
+        (record(4096, 8192, MRange(65, 511), "gemm_mma", "sm_90"), record(4096, 5120, M, "gemm_mma", "sm_90", 5))
+    )
+    with_near = replace(SETTINGS, near=near)
+    tried = [t.candidate for t in run(with_near)[1] if t.round == 0 and t.rows == 512]
+    without = [t.candidate for t in run()[1] if t.round == 0 and t.rows == 512]
+    assert tried[0] == without[0]
+    # Nearest first; a record that does not hold for the rows says nothing
+    assert tried[1] == Candidate("gemm_mma", near.records[1].config)
+    assert len(tried) == len(set(tried)) == 8
+    other = run(replace(with_near, families=("gemv", "gemm_wgmma")))[1]
+    assert {t.candidate.family for t in other} <= {"gemv", "gemm_wgmma"}
