@@ -19,8 +19,8 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import (
 BOX_BYTES = 128
 BOX_K = BOX_BYTES // 2
 BOXES = layout.TILE_K // BOX_K
-#: A box's slot is free when the next box is being multiplied, and a decoding warp copies the last box of a 128-block
-#: before it decodes the block: with as many slots as boxes that one would wait for a product of its own block.
+#: A box's slot is free when the next box is being multiplied, and a decoding warp copies the last box of a
+#: 128-block before it decodes the block: with as many slots as boxes it would wait for a product of that block.
 MIN_X_STAGES = BOXES + 1
 #: Warpgroups that multiply, their warps, and the weight rows of a tile.
 WARPGROUPS = 2

@@ -78,7 +78,7 @@ class GemvSpace(Space):
         return Footprint(config.threads, estimate, config.shared_bytes)
 
     def suits(self, config: GemvConfig, N: int, K: int, M: MRange) -> bool:
-        """See `Space.suits`: no more warps than 128-blocks of k, and as many blocks on an SM as it is built for."""
+        """See `Space.suits`: no more warps than 128-blocks of k, and no more blocks than an SM has threads for."""
         fit = get_arch("sm_80").max_threads_per_sm // config.threads
         return config.KS <= layout.tiles(N, K)[1] and config.resident <= fit
 

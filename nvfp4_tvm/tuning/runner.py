@@ -22,6 +22,9 @@ from nvfp4_tvm.schedules.spaces import space_of
 from nvfp4_tvm.tuning.process import ignore_interrupts
 from nvfp4_tvm.tuning.trial import Outcome, Trial
 
+#: Weights that are tuned at a time, whose operands a runner keeps.
+AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Device:
