@@ -71,9 +71,14 @@ def digest(arch: str) -> str:
 
 def choices(problem: MatmulProblem, arch: str) -> tuple[Choice, ...]:
     """Return what records say about a problem's shape: ranges of M in order, with gaps where they say nothing."""
+    return choices_from(problem, arch, databases(arch))
+
+
+def choices_from(problem: MatmulProblem, arch: str, consulted: tuple[Database, ...]) -> tuple[Choice, ...]:
+    """Return what `choices` does, from given databases instead of those that a build consults."""
     if problem.x_dtype not in DTYPES:
         return ()
-    return _choices(problem.N, problem.K, problem.x_dtype, epilogue_kind(problem), arch, databases(arch))
+    return _choices(problem.N, problem.K, problem.x_dtype, epilogue_kind(problem), arch, consulted)
 
 
 def provenance(problems: Iterable[MatmulProblem], arch: str) -> tuple[str, ...]:

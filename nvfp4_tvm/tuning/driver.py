@@ -1,8 +1,8 @@
 """The tuner: runs the searches of all weights, builds ahead, measures one kernel at a time, keeps everything.
 
 Kernels of several weights are under way at a time, so that processes compile while the GPU measures, and while one
-weight waits for the last kernel of a generation. The GPU takes whatever is built first; searches do not depend on that
-order (:mod:`.search`).
+weight waits for the last kernel of a generation. The GPU takes whatever is built first; searches do not depend on
+that order (:mod:`.search`).
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ BOUNDS = (1, 4, 8, 16, *MMA_BOUNDS)
 FINALISTS, _BEFORE = 3, 4
 #: Candidates of a family that a range chooses from, by its model.
 _POOL = 512
-#: A candidate predicted to take that many times as long as the best of all families is not tried. The models were off
-#: by 0.95 to 1.2 for most of 244 candidates for 7168x5120 on an H200 that did not spill registers.
+#: A candidate predicted to take that many times as long as the best of all families is not tried. The models were
+#: off by 0.95 to 1.2 for most of 244 candidates for 7168x5120 on an H200 that did not spill registers.
 _RIVAL = 1.35
 #: Share of the trials that the models choose; the rest are spread over so many generations.
 _BY_MODEL, _GENERATIONS = 0.5, 4
