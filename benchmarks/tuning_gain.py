@@ -6,12 +6,12 @@ For every shape of a database of ``nvfp4-tvm tune`` (or ``--shapes``) and M:
 
 ``tuned_us``    what the shape's own records give; where it has none because the families' own choice won, that one
 ``default_us``  what runs without any record
-``untuned_us``  what runs if the shape had not been tuned: the database without its records, so that its nearest shapes
-                (:mod:`nvfp4_tvm.schedules.tuned`) or, where none is near, the families' own models choose
+``untuned_us``  what runs if the shape had not been tuned: the database without its records, so that its nearest
+                shapes (:mod:`nvfp4_tvm.schedules.tuned`) or, where none is near, the families' own models choose
 
-All three are measured here, one after the other, twice in turns, and the lesser figure counts: every kernel is checked
-against float64 first, weights are cold, launches are in one CUDA graph. Kernels that are one and the same get one
-figure.
+All three are measured here, one after the other, twice in turns, and the lesser figure counts: every kernel is
+checked against float64 first, weights are cold, launches are in one CUDA graph. Kernels that are one and the same
+get one figure.
 """
 
 from __future__ import annotations
