@@ -28,13 +28,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import torch_baseline  # noqa: E402
 from benchmarks.record import write  # noqa: E402
 from nvfp4_tvm import layout, numerics, packing, quantizing  # noqa: E402
 from nvfp4_tvm.buffers import Buffers  # noqa: E402
 from nvfp4_tvm.checkpoint.storage import SafetensorsFile  # noqa: E402
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter  # noqa: E402
 from nvfp4_tvm.runtime.threads import cores  # noqa: E402
-from nvfp4_tvm.torch_packed import pack as torch_pack  # noqa: E402
 
 #: gate_up of a 31B model, and a quarter of it for quantizing: both are beyond any cache.
 N, K = 43008, 5376
@@ -112,15 +112,15 @@ def repack(folder: Path) -> list[dict[str, Any]]:
         layout.pack(codes, scales, scale),
         packing.pack([codes], [scales], [scale], buffers=buffers),
     )
-    others = torch_pack(*tensors, torch.tensor([scale]))
     for field in ("words", "scales", "global_scale"):
         assert getattr(found, field).tobytes() == getattr(expected, field).tobytes(), field
-        assert getattr(others, field).numpy().tobytes() == getattr(expected, field).tobytes(), field
+    for tensor, field in zip(torch_baseline.pack(*tensors), ("words", "scales"), strict=True):
+        assert tensor.numpy().tobytes() == getattr(expected, field).tobytes(), field
     contenders = {
         "memcpy": copier([codes, scales]),
         "nvfp4_tvm": lambda: packing.pack([codes], [scales], [scale], buffers=buffers),
         "NumPy": lambda: layout.pack(codes, scales, scale),
-        "PyTorch": lambda: torch_pack(*tensors, torch.tensor([scale])),
+        "PyTorch": lambda: torch_baseline.pack(*tensors),
     }
     return rows_of("repack", codes.nbytes + scales.nbytes, best_seconds(contenders, {"NumPy", "PyTorch"}))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.large_models import MODELS, checkpoint_bytes
 from benchmarks.markdown import markdown_table
+from nvfp4_tvm.schedules.repack_kernel import Config
 
 
 def convert(reports: Sequence[dict[str, Any]]) -> str:
@@ -35,12 +37,15 @@ def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
                 f"{row['us']:.1f}",
                 f"{row['copy_us']:.1f}",
                 f"{100 * row['of_copy']:.0f} %",
+                f"{row['pack_us']:.0f}",
             ]
             for row in report["rows"]
+            if row["config"] == asdict(Config())
         ]
         parts.append(
-            f"{report['gpu']}, {report['date']}: microseconds of the repack kernel and of a copy of the "
-            "same bytes.\n\n" + markdown_table(["", "repack", "copy", "of the copy's speed"], rows)
+            f"{report['gpu']}, {report['date']}: microseconds of the repack kernel, of a copy of the "
+            "same bytes on the device, and of `nvfp4_tvm.torch.pack`, which also looks at the values.\n\n"
+            + markdown_table(["", "repack", "copy", "of the copy's speed", "pack"], rows)
         )
     return "\n".join(parts)
 

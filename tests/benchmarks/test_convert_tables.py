@@ -1,4 +1,7 @@
+from dataclasses import asdict
+
 from benchmarks import convert_tables
+from nvfp4_tvm.schedules.repack_kernel import CONFIGS, Config
 
 REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02", "load_before": 1.5}
 ROW = {
@@ -16,9 +19,19 @@ def test_convert():
 
 
 def test_repack_gpu():
-    rows = [{"shape": "8B qkv", "N": 64, "K": 32, "us": 12.34, "copy_us": 11.0, "of_copy": 0.891}]
+    row = {
+        "shape": "8B qkv",
+        "N": 64,
+        "K": 32,
+        "us": 12.34,
+        "copy_us": 11.0,
+        "of_copy": 0.891,
+        "pack_us": 81.6,
+    }
+    rows = [row | {"config": asdict(config), "us": 99.0} for config in CONFIGS if config != Config()]
+    rows.insert(1, row | {"config": asdict(Config())})
     lines = convert_tables.repack_gpu([REPORT | {"rows": rows}]).splitlines()
-    assert lines[-1] == "| 8B qkv [64, 32] | 12.3 | 11.0 | 89 % |"
+    assert lines[-2:] == ["| :-- | --: | --: | --: | --: |", "| 8B qkv [64, 32] | 12.3 | 11.0 | 89 % | 82 |"]
 
 
 def test_part_of_a_model_is_extrapolated_and_says_so():
