@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -35,6 +37,7 @@ from nvfp4_tvm.buffers import Buffers  # noqa: E402
 from nvfp4_tvm.checkpoint.storage import SafetensorsFile  # noqa: E402
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter  # noqa: E402
 from nvfp4_tvm.runtime.threads import cores  # noqa: E402
+from nvfp4_tvm.scaling import Arithmetic, Method  # noqa: E402
 
 #: gate_up of a 31B model, and a quarter of it for quantizing: both are beyond any cache.
 N, K = 43008, 5376
@@ -129,23 +132,25 @@ def quantize(folder: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     noise = (0.02 * rng.standard_normal((N // 4, K), np.float32)).astype(ml_dtypes.bfloat16)
     weight = mapped(folder, {"weight": noise})["weight"]
-    rows = []
-    for arithmetic in ("modelopt", "compressed-tensors"):
-        stored = numerics.global_scale_from_amax(numerics.amax(weight), arithmetic=arithmetic)
-        buffers = Buffers()
-        codes, scales, _ = numerics.quantize(weight, arithmetic=arithmetic)
-        found = quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers)
-        assert np.array_equal(found[0], codes) and np.array_equal(found[1], scales)
+    largest, rows = numerics.amax(weight), []
+    for arithmetic, method in itertools.product(get_args(Arithmetic), get_args(Method)):
+        compiled = partial(
+            quantizing.quantize, weight, largest, arithmetic=arithmetic, method=method, buffers=Buffers()
+        )
+        reference = partial(numerics.quantize, weight, arithmetic=arithmetic, method=method)
+        for found, expected in zip(compiled(), reference(), strict=False):
+            assert np.array_equal(found, expected), (arithmetic, method)
         contenders = {
             "memcpy": copier([weight]),
-            "nvfp4_tvm": lambda: quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
-            "nvfp4_tvm, with the pass for the largest magnitude": lambda: (
+            "nvfp4_tvm": compiled,
+            "nvfp4_tvm, with the pass for the largest magnitude": lambda f=compiled: (
                 numerics.amax(weight),
-                quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
+                f(),
             ),
-            "NumPy": lambda: numerics.quantize(weight, arithmetic=arithmetic),  # noqa: B023
+            "NumPy": reference,
         }
-        rows += rows_of(f"quantize, {arithmetic}", weight.nbytes, best_seconds(contenders, {"NumPy"}))
+        what = f"quantize, {arithmetic}, {method}"
+        rows += rows_of(what, weight.nbytes, best_seconds(contenders, {"NumPy"}))
     return rows
 
 
