@@ -66,20 +66,24 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
             if some:
                 full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
                 rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
-    where = "; ".join(dict.fromkeys(_where(report) for report in reports))
+    where = "; ".join(dict.fromkeys(_machine(report) for report in reports))
     return (
-        f"{where}: seconds of the command, and the peak memory of its process, mapped files included. Rows marked "
+        f"{where}: seconds of the command, the peak memory of its process (by `/usr/bin/time -v`, mapped files "
+        "included), and the load average before, by other programs, which the times suffer from. Rows marked "
         "as extrapolated scale a measured time by the bytes read, and with it that of building the library, which "
         "does not grow with the layers; memory does not depend on their number. Weights that are holes in their "
         "files are read as zeros and cost no disk: reading from one comes on top.\n\n"
-        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB"], rows)
+        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB", "load"], rows)
     )
 
 
 def _where(report: dict[str, Any]) -> str:
     """Return the machine, the day, and how busy others kept it."""
-    machine = f"{report['cpu']}, {report['cores']} cores, {report['date']}"
-    return f"{machine}, load average {report['load_before']} before, by other programs"
+    return f"{_machine(report)}, load average {report['load_before']} before, by other programs"
+
+
+def _machine(report: dict[str, Any]) -> str:
+    return f"{report['cpu']}, {report['cores']} cores, {report['date']}"
 
 
 def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
@@ -88,6 +92,7 @@ def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
         f"{nbytes / 1e9:.1f}",
         f"{seconds:.1f}",
         f"{row['gb_per_s']:.2f}",
-        f"{row['peak_bytes'] / 1e9:.2f}",
+        f"{(row['time_v_peak_bytes'] or row['peak_bytes']) / 1e9:.2f}",
         f"{row['largest_layer_bytes'] / 1e9:.2f}",
+        f"{row['load_before']:.1f}",
     ]

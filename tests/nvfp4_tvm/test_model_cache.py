@@ -69,9 +69,7 @@ def test_files_are_copied_where_they_cannot_be_linked(cache, tmp_path, monkeypat
 def test_tensors_just_written_are_not_read_again(cache, tmp_path, monkeypatch):
     arrays = {name: np.full(1000, i, np.uint8) for i, name in enumerate("ab")}
     (tmp_path / "target").mkdir()
-    with SafetensorsWriter(
-        tmp_path / "made", "params", dict.fromkeys(arrays, (np.uint8, (1000,)))
-    ) as writer:
+    with SafetensorsWriter(tmp_path / "made", "params", dict.fromkeys(arrays, (np.uint8, (1000,)))) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
     read, genuine = [], integrity.file_digest
