@@ -257,7 +257,7 @@ def _parameters(
     if found is not None:
         return found, True
     made = write_parameters(checkpoint, plan(), work, packing)
-    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path))
+    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path), made)
     return made, False
 
 

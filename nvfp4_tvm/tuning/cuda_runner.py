@@ -21,7 +21,7 @@ from nvfp4_tvm.layout import GROUP_SIZE
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.model import moved_bytes
 from nvfp4_tvm.schedules.records import MEASURED
-from nvfp4_tvm.torch_kernels import device_arch
+from nvfp4_tvm.torch_device import device_arch
 from nvfp4_tvm.torch_library import Library, load_library
 from nvfp4_tvm.torch_ops import decode
 from nvfp4_tvm.torch_packed import PackedWeight, pack
