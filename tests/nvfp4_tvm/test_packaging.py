@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("nvfp4_tvm", "passes", "schedules", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("nvfp4_tvm", "passes", "schedules", "startup", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 BUILD = """
 import sys
-from setuptools import build_meta
-print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
+sys.path.insert(0, "startup")
+import build_backend
+print(getattr(build_backend, sys.argv[1])(sys.argv[2]))
 """
 # -S: without the .pth files of this environment, whose own install of the package would answer
 IMPORT = """

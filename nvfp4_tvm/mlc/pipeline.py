@@ -1,0 +1,7 @@
+"""This project's passes inside MLC-LLM's compile pipeline ``mlc_llm``."""
+
+from __future__ import annotations
+
+
+def install() -> None:
+    """Put the passes into the pipeline."""
