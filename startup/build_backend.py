@@ -36,7 +36,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 
 def _with_files(folder, name):
-    """Add `FILES` to a wheel, and to its RECORD: name, SHA-256, size (the specification of binary distributions)."""
+    """Add `FILES` to a wheel and to its RECORD: name, SHA-256, size, as binary distributions are specified."""
     path = Path(folder) / name
     built = path.rename(path.with_suffix(".plain"))
     with zipfile.ZipFile(built) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:

@@ -29,6 +29,7 @@ HOOKS = {
     "mlc_llm.quantization": "registration:register_quantizations",
     "mlc_llm.model": "registration:register_models",
     "mlc_llm.loader": "registration:register_loaders",
+    "mlc_llm.interface.convert_weight": "dump:keep_float32",
     "mlc_llm.interface.gen_config": "record:write_records",
     "mlc_llm.compiler_pass.pipeline": "registration:install_pipeline",
 }

@@ -153,8 +153,8 @@ class PackedLoader:
             array = self._mapping.map_func[name](*parts)
         if array.dtype.kind in "fV" and not is_finite(array.reshape(-1)):
             raise CheckpointError(
-                f"{self._checkpoint.path}: {', '.join(tensors)}: found values that are not finite in {array.dtype}, "
-                "expected numbers: choose nvfp4_skel (bfloat16) or repair the checkpoint"
+                f"{self._checkpoint.path}: {', '.join(tensors)}: found values that are not finite in "
+                f"{array.dtype}, expected numbers: choose nvfp4_skel (bfloat16) or repair the checkpoint"
             )
         return array
 
@@ -204,7 +204,9 @@ class PackedLoader:
             )
         unused = sorted(names - used - packed - modules - set(mapping.unused_params))
         if unused:
-            logger.warning("%s: %d tensors are not used: %s", self._checkpoint.path, len(unused), ", ".join(unused))
+            logger.warning(
+                "%s: %d tensors are not used: %s", self._checkpoint.path, len(unused), ", ".join(unused)
+            )
 
 
 def quantize_array(weight: np.ndarray, name: str) -> list[np.ndarray]:

@@ -81,9 +81,8 @@ class _Mutator(nn.Mutator):
         return new.from_module(node, name, shape, self._quantization.model_dtype, shards)
 
     def _is_quantized(self, name: str, node: nn.Module) -> bool:
-        excluded = (
-            getattr(node, "no_quantization", False) or isinstance(node, nn.Linear) and is_moe_gate(name, node)
-        )
+        gate = isinstance(node, nn.Linear) and is_moe_gate(name, node)
+        excluded = gate or getattr(node, "no_quantization", False)
         if self._record is None:
             if excluded:
                 return False

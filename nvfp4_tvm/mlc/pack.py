@@ -66,7 +66,9 @@ def pack_rows(tensors: Sequence[NVFP4Tensor], rows: np.ndarray) -> list[np.ndarr
         order = None
     scale_rows: list = [tensor.global_scale for tensor in tensors]
     if order is not None and not np.array_equal(np.sort(rows), np.arange(total)):
-        spread = np.concatenate([np.full(tensor.shape[0], tensor.global_scale, np.float32) for tensor in tensors])
+        spread = np.concatenate(
+            [np.full(tensor.shape[0], tensor.global_scale, np.float32) for tensor in tensors]
+        )
         codes, scales = [np.concatenate(codes)[rows]], [np.concatenate(scales)[rows]]
         scale_rows, order = [spread[rows]], None
     weight = packing.pack(codes, scales, scale_rows, order=order)

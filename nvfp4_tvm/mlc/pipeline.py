@@ -1,4 +1,4 @@
-"""This project's passes inside MLC-LLM's compile pipeline ``mlc_llm``."""
+"""The passes of nvfp4_tvm inside MLC-LLM's compile pipeline ``mlc_llm``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("nvfp4_tvm", "passes", "schedules", "startup", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+SOURCES = (
+    "nvfp4_tvm",
+    "passes",
+    "schedules",
+    "startup",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+)
 BUILD = """
 import sys
 sys.path.insert(0, "startup")
