@@ -37,14 +37,24 @@ def mlc_llm(*arguments, env=None, check=True):
     return done
 
 
-def compile_model(checkpoint, out, quantization, *, overrides="", options=()):
-    """Run gen_config, convert_weight and compile for the CPU; return the library."""
-    out = Path(out)
-    mlc_llm("gen_config", checkpoint, "--quantization", quantization, "--conv-template", "LM", "-o", out, *options)
-    mlc_llm("convert_weight", checkpoint, "--quantization", quantization, "--device", "cpu", "-o", out)
-    extra = ("--overrides", overrides) if overrides else ()
-    library = out / "lib.so"
-    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *extra)
+def configure(checkpoint, out, quantization, *options):
+    """Run gen_config."""
+    mlc_llm(
+        "gen_config", checkpoint, "--quantization", quantization, "--conv-template", "LM", "-o", out, *options
+    )
+
+
+def convert(checkpoint, out, quantization, *, env=None):
+    """Run convert_weight."""
+    mlc_llm(
+        "convert_weight", checkpoint, "--quantization", quantization, "--device", "cpu", "-o", out, env=env
+    )
+
+
+def compile(out, *options):
+    """Run compile for the CPU, and return the library."""
+    library = Path(out) / "lib.so"
+    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *options)
     return library
 
 
@@ -57,7 +67,9 @@ def read_parameters(folder):
         data = (folder / shard["dataPath"]).read_bytes()
         for record in shard["records"]:
             assert record["format"] == "raw", record
-            array = np.frombuffer(data, np.dtype(record["dtype"]), int(np.prod(record["shape"])), record["byteOffset"])
+            array = np.frombuffer(
+                data, np.dtype(record["dtype"]), int(np.prod(record["shape"])), record["byteOffset"]
+            )
             parameters[record["name"]] = array.reshape(record["shape"])
     return parameters
 
@@ -85,8 +97,12 @@ class CompiledModel:
         tvm = self._tvm
         ids = tvm.runtime.tensor(np.asarray(tokens, np.int32))
         embedded = self._vm["embed"](ids, self._parameters)
-        embedded = tvm.get_global_func("vm.builtin.reshape")(embedded, tvm.runtime.ShapeTuple([*shape, embedded.shape[-1]]))
-        self._state("kv_state_begin_forward", tvm.runtime.ShapeTuple([0]), tvm.runtime.ShapeTuple([len(tokens)]))
+        embedded = tvm.get_global_func("vm.builtin.reshape")(
+            embedded, tvm.runtime.ShapeTuple([*shape, embedded.shape[-1]])
+        )
+        self._state(
+            "kv_state_begin_forward", tvm.runtime.ShapeTuple([0]), tvm.runtime.ShapeTuple([len(tokens)])
+        )
         logits, _ = self._vm[function](embedded, *arguments, self._cache, self._parameters)
         self._state("kv_state_end_forward")
         return logits.numpy().reshape(-1, logits.shape[-1])[-1]
