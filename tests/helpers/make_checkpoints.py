@@ -35,16 +35,15 @@ SMALL = {
 }
 
 
-# What sets an architecture apart from the tiny Llama.
+# What sets an architecture apart from the tiny Llama. MLC-LLM gives every sixth layer of Gemma 3 full attention,
+# allocates for a model that has such a layer, and gives all layers the same RoPE.
 OWN = {
     "qwen2": {"head_dim": None},
     "gemma3_text": {
-        "query_pre_attn_scalar": 32,
-        "layer_types": ["full_attention"] * 2,
-        "sliding_window_pattern": 1,
+        "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6,
     },
     "phi3": {"pad_token_id": 0, "original_max_position_embeddings": 256},
-}
+}  # fmt: skip
 
 
 def make_model(arch="llama", *, tie=False, seed=0, dtype=torch.bfloat16, config=None):

@@ -116,3 +116,14 @@ class CompiledModel:
         rows = [self._forward(prefill, prompt, (1, len(prompt)), *extra)]
         rows += [self._forward(decode, [token], (1, 1)) for token in tokens]
         return np.stack(rows)
+
+
+def run_python(code, *arguments):
+    """Run Python code that can import mlc_llm as the subcommands do; return what it prints."""
+    start = f"import runpy, sys; sys.path.insert(0, {str(Path(SOURCE) / 'python')!r})\n"
+    if SHIM:
+        start += f"runpy.run_path({SHIM!r})['apply']()\n"
+    done = subprocess.run([sys.executable, "-c", start + code, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return done.stdout
