@@ -3,19 +3,19 @@
     MLC_LLM_SOURCE=... python -m benchmarks.mlc_decode build --out build/mlc            # no GPU needed
     python -m benchmarks.mlc_decode run --libs build/mlc -o benchmarks/results/mlc_decode_NAME.json
 
-``build`` compiles Llama-3-8B's shape with MLC's own compiler and the options that ``mlc_llm compile`` has by default,
-for every quantization (:mod:`benchmarks.mlc_libraries`). ``run`` needs TVM and torch, neither MLC nor a checkpoint:
-it loads each library in relax.VirtualMachine with random weights and MLC's paged KV cache, in a process of its own,
-and measures synchronised steps, from begin_forward to end_forward:
+``build`` compiles Llama-3-8B's shape with MLC's own compiler and the options that ``mlc_llm compile`` has by
+default, for every quantization (:mod:`benchmarks.mlc_libraries`). ``run`` needs TVM and torch, neither MLC nor a
+checkpoint: it loads each library in relax.VirtualMachine with random weights and MLC's paged KV cache, in a
+process of its own, and measures synchronised steps, from begin_forward to end_forward:
 
 ``decode_B_ms``     batch_decode of B sequences with ``context`` tokens each, median
 ``decode_single_ms``  MLC's function for one sequence
 ``prefill_ms``      batch_prefill of one sequence of ``prefill`` tokens, median
 ``prefill_parts_ms``  time in the functions the virtual machine calls, one by one synchronised
 
-Numbers are checked, too: logits of a prefill and of a decode step that follows it against a recomputation in float32
-(``cosine_prefill``, ``cosine_decode``), logits of the first steps (in which CUDA graphs are captured) against those
-of later ones (``replay_equal``), and of the library with CUDA graphs against that without (``graph_equal``).
+Numbers are checked, too: logits of a prefill and of a decode step that follows it against a recomputation in
+float32 (``cosine_prefill``, ``cosine_decode``), logits of the first step (in which CUDA graphs are captured)
+against those of later ones (``replay_equal``), and of the library with CUDA graphs against that without (``graph_equal``).
 
 The TVM of PyPI has neither cuBLAS nor FlashInfer, so all libraries use TVM's own attention, and MLC's unquantized
 layers TVM's schedules. ``torch`` in the result has what cuBLAS takes for the same layers.
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,13 @@ def measure(session: Any, row: dict[str, Any], arguments: argparse.Namespace) ->
     session.fill(count, arguments.context)
     for batch in batches:
         x, ids = session.embeddings(batch, batch, 1), list(range(batch))
-
-        def undo(ids: list[int] = ids) -> None:
-            session.pop(ids)
-
-        def decode(x: torch.Tensor = x, ids: list[int] = ids) -> Any:
-            return session.decode(x, ids)
-
-        times = session.time(decode, undo, arguments.repeats, 5)
+        undo = partial(session.pop, ids)
+        times = session.time(partial(session.decode, x, ids), undo, arguments.repeats, 5)
         row[f"decode_{batch}_ms"] = statistics.median(times)
         row[f"decode_{batch}_min_ms"] = min(times)
         if batch == 1:
-            times = session.time(lambda: session.decode(x, ids, "decode"), undo, arguments.repeats, 5)
+            single = partial(session.decode, x, ids, "decode")
+            times = session.time(single, undo, arguments.repeats, 5)
             row["decode_single_ms"] = statistics.median(times)
     session.state["clear"](session.cache)
     tokens = min(arguments.prefill, session.chunk)
@@ -105,7 +101,11 @@ def measure(session: Any, row: dict[str, Any], arguments: argparse.Namespace) ->
         return session.prefill(x, [0], [tokens])
 
     times = session.time(prefill, lambda: session.pop([0], tokens), max(3, arguments.repeats // 5), 2)
-    row["prefill_ms"], row["prefill_min_ms"], row["prefill_tokens"] = statistics.median(times), min(times), tokens
+    row["prefill_ms"], row["prefill_min_ms"], row["prefill_tokens"] = (
+        statistics.median(times),
+        min(times),
+        tokens,
+    )
     parts = session.breakdown(prefill)
     top = sorted(parts.items(), key=lambda item: -item[1])[:16]
     row["prefill_parts_ms"] = {name: round(spent, 3) for name, spent in top}
@@ -116,7 +116,9 @@ def run_one(arguments: argparse.Namespace) -> None:
     from benchmarks.mlc_session import Session
 
     described = json.loads(arguments.one.read_text())
-    row: dict[str, Any] = {key: described[key] for key in ("name", "quantization", "cuda_graph", "model_dtype")}
+    row: dict[str, Any] = {
+        key: described[key] for key in ("name", "quantization", "cuda_graph", "model_dtype")
+    }
     row["library_bytes"], row["compile_seconds"] = described["library_bytes"], described["compile_seconds"]
     start = time.perf_counter()
     try:
@@ -156,7 +158,9 @@ def torch_linears(shape: dict[str, int], tokens: int, device: str) -> dict[str, 
     synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     result: dict[str, Any] = {"tokens": tokens}
     for dtype in (torch.bfloat16, torch.float16):
-        weights = [[torch.randn(n, k, device=device, dtype=dtype) * 0.02 for n, k in sizes] for _ in range(layers)]
+        weights = [
+            [torch.randn(n, k, device=device, dtype=dtype) * 0.02 for n, k in sizes] for _ in range(layers)
+        ]
         inputs = {k: torch.randn(tokens, k, device=device, dtype=dtype) for _, k in sizes}
         times = []
         for _ in range(8):
@@ -185,7 +189,13 @@ def run(arguments: argparse.Namespace) -> None:
         logits: dict[str, np.ndarray] = {}
         for name in names:
             output = Path(folder) / f"{name}.row"
-            command = [sys.executable, "-m", "benchmarks.mlc_decode", "one", str(arguments.libs / f"{name}.json")]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.mlc_decode",
+                "one",
+                str(arguments.libs / f"{name}.json"),
+            ]
             command += ["-o", str(output), "--device", arguments.device, "--context", str(arguments.context)]
             command += ["--prefill", str(arguments.prefill), "--repeats", str(arguments.repeats)]
             left = deadline - time.monotonic()
@@ -219,7 +229,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def table(rows: list[dict[str, Any]], more: dict[str, Any]) -> str:
     """Return the times as a markdown table."""
-    columns = [f"decode_{batch}_ms" for batch in BATCHES] + ["decode_single_ms", "prefill_ms", "cosine_decode"]
+    columns = [f"decode_{batch}_ms" for batch in BATCHES] + [
+        "decode_single_ms",
+        "prefill_ms",
+        "cosine_decode",
+    ]
     cells = [
         [row["name"], *(f"{row[column]:.4g}" if column in row else "" for column in columns)] for row in rows
     ]
@@ -228,7 +242,9 @@ def table(rows: list[dict[str, Any]], more: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build")
     make.add_argument("--out", type=Path, required=True)

@@ -1,8 +1,8 @@
 """Compile MLC-LLM's Llama for the decode benchmark, once for each quantization: no GPU, no checkpoint.
 
-MLC's Python is found by the environment variables ``MLC_LLM_SOURCE`` (a checkout of mlc-llm) and, where MLC's Python
-does not run on the pinned TVM by itself, ``MLC_LLM_SHIM``: a Python file whose ``apply(folder)`` makes
-``folder/mlc_llm`` importable. Every library is written as ``NAME.so.xz`` with a description ``NAME.json`` beside it.
+MLC's Python is found by the environment variables ``MLC_LLM_SOURCE`` (a checkout of mlc-llm) and, where it does
+not run on the pinned TVM by itself, ``MLC_LLM_SHIM``: a Python file whose ``apply(folder)`` makes ``folder/mlc_llm``
+importable. Every library is written as ``NAME.so.xz`` with a description ``NAME.json`` beside it.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Variant:
     cuda_graph: bool = True
 
 
-#: q4f16_1 quantizes the head, too; a checkpoint of ModelOpt usually does not.
+#: In the order in which they are measured. q4f16_1 quantizes the head; checkpoints of ModelOpt usually do not.
 VARIANTS = (
-    Variant("nvfp4_skel", "nvfp4_skel"),
     Variant("nvfp4_skel_head", "nvfp4_skel", quantize_final_fc=True),
-    Variant("nvfp4_skel_f16_head", "nvfp4_skel_f16", quantize_final_fc=True),
-    Variant("nvfp4_skel_no_graph", "nvfp4_skel", cuda_graph=False),
     Variant("q4f16_1", "q4f16_1"),
     Variant("q0f16", "q0f16"),
+    Variant("nvfp4_skel", "nvfp4_skel"),
+    Variant("nvfp4_skel_no_graph", "nvfp4_skel", cuda_graph=False),
+    Variant("nvfp4_skel_f16_head", "nvfp4_skel_f16", quantize_final_fc=True),
     Variant("q0bf16", "q0bf16"),
 )
 
@@ -147,4 +147,5 @@ def build_all(names: list[str], shape: Shape, target: str, folder: Path) -> None
     for variant in VARIANTS:
         if not names or variant.name in names:
             described = build(variant, shape, target, folder, commit)
-            print(f"{variant.name}: {described['compile_seconds']} s, {described['library_bytes']} bytes", flush=True)
+            seconds, size = described["compile_seconds"], described["library_bytes"]
+            print(f"{variant.name}: {seconds} s, {size} bytes", flush=True)

@@ -29,7 +29,7 @@ class Reference:
         return x @ self.weights.float32(name).T
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotary embedding of x [tokens, heads, head_dim], positions from 0, halves rotated (as Hugging Face does)."""
+        """Apply rotary embedding to x [tokens, heads, head_dim], in halves as Hugging Face; positions from 0."""
         half = self.shape["head_dim"] // 2
         exponents = torch.arange(half, device=x.device, dtype=torch.float64) / half
         frequencies = self.shape["position_embedding_base"] ** -exponents
@@ -39,7 +39,9 @@ class Reference:
         return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
     def _attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        heads, groups, dim = (self.shape[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+        heads, groups, dim = (
+            self.shape[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim")
+        )
         qkv = self._linear(x, f"{name}.qkv_proj").view(x.shape[0], heads + 2 * groups, dim)
         q, k, v = qkv.split((heads, groups, groups), 1)
         q, k = self._rotate(q), self._rotate(k)

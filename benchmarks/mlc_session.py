@@ -1,4 +1,4 @@
-"""A compiled library of MLC-LLM in relax.VirtualMachine with its paged KV cache: what MLC's engine does, in Python.
+"""A library of MLC-LLM in relax.VirtualMachine with its paged KV cache: what MLC's engine does, in Python.
 
 The order of calls is that of mlc-llm's cpp/serve/model.cc (BatchPrefill, BatchDecode).
 """
@@ -74,7 +74,7 @@ class Session:
         return result[0]
 
     def prefill(self, x: torch.Tensor, ids: list[int], lengths: list[int]) -> Any:
-        """Append the tokens of x [1, sum(lengths), hidden]; return logits [1, len(ids), vocab] of the last ones."""
+        """Append the tokens of x [1, sum(lengths), hidden]; return their last logits [1, len(ids), vocab]."""
         last = torch.tensor(lengths, dtype=torch.int32).cumsum(0).to(torch.int32) - 1
         positions = tvm.runtime.from_dlpack(last.to(self.device_name))
         return self.forward("batch_prefill", x, ids, lengths, positions)
@@ -113,7 +113,7 @@ class Session:
             self.state["popn"](self.cache, sequence, count)
 
     def breakdown(self, step: Callable[[], Any]) -> dict[str, float]:
-        """Return the milliseconds of each function that the virtual machine calls in ``step``, synchronised one by one.
+        """Return the milliseconds of each function that the machine calls in ``step``, synchronised one by one.
 
         What a captured CUDA graph launches counts as the graph's. The instrument stays: measure times before.
         """

@@ -1,7 +1,7 @@
 """Random parameters for a library of MLC-LLM, made on its device from a seed; every layer has its own.
 
-Of NVFP4 layers and of plain ones, the weight can be had once more as float32, for a recomputation. Standard deviation
-is that of a trained Llama's layers, about 0.02, so that activations keep to the range of the model's dtype.
+Of NVFP4 layers and of plain ones, the weight can be had once more as float32, for a recomputation. Standard
+deviation is that of a trained Llama's layers, about 0.02, so that activations keep to the range of 16-bit types.
 """
 
 from __future__ import annotations
@@ -38,15 +38,20 @@ class Weights:
     def __init__(self, params: list[dict[str, Any]], sizes: dict[str, int], device: str) -> None:
         self.device = torch.device(device)
         self.shapes = {
-            param["name"]: tuple(sizes[s] if isinstance(s, str) else s for s in param["shape"]) for param in params
+            param["name"]: tuple(sizes[s] if isinstance(s, str) else s for s in param["shape"])
+            for param in params
         }
         self.dtypes = {param["name"]: param["dtype"] for param in params}
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
 
-    def _integers(self, name: str, low: int, high: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=self._generator(name), device=self.device, dtype=dtype)
+    def _integers(
+        self, name: str, low: int, high: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        return torch.randint(
+            low, high, shape, generator=self._generator(name), device=self.device, dtype=dtype
+        )
 
     def canonical(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Return codes uint8 [N, K/2], block scales uint8 [N, K/16] and the global scale of an NVFP4 layer."""

@@ -1,17 +1,17 @@
-"""This project's passes in front of MLC-LLM's: its pipeline then finds calls of finished kernels, and plans around them.
+"""NVFP4 passes in front of MLC-LLM's pipeline, which then finds calls of finished kernels and plans around them.
 
 ``mlc_llm compile`` asks Relax for the pipeline named "mlc_llm". :func:`install` puts one in its place that, for a
 module with NVFP4 operators, first
 
-- attaches the bounds of ``seq_len`` and ``batch_size`` that MLC's metadata is made of, so that kernels are built up
-  to the largest M that a function can meet (MLC attaches the same ones again for its memory planning),
+- attaches the bounds of ``seq_len`` and ``batch_size`` that MLC takes from the configuration, so that kernels are
+  built up to the largest M that a function can meet (MLC attaches them again, for its memory planning),
 - fuses what follows a matmul element by element (:mod:`nvfp4_tvm.passes.fuse_epilogue`),
-- lowers to kernels (:func:`nvfp4_tvm.passes.pipeline.kernel_passes`). All functions of the module (prefill, decode,
-  batch_decode, verify) share one kernel function for each weight shape and epilogue.
+- lowers to kernels (:func:`nvfp4_tvm.passes.pipeline.kernel_passes`). All functions of the module (prefill,
+  decode, batch_decode, verify) share one kernel function for each weight shape and epilogue.
 
 On CUDA these kernels are machine code by then, and calls of them are opaque to MLC's passes: memory planning owns
-their outputs and workspaces, and RewriteCUDAGraph captures them, because they are extern functions that launch on the
-current stream. On llvm they are PrimFuncs marked as scheduled.
+their outputs and workspaces, and RewriteCUDAGraph captures them, because they are extern functions that launch on
+the current stream. On llvm they are PrimFuncs marked as scheduled.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def install() -> None:
 def with_nvfp4(mlc_pipeline: MLCPipeline) -> MLCPipeline:
     """Return ``mlc_pipeline`` with this project's passes in front of it.
 
-    The result takes the arguments of ``mlc_pipeline`` and raises TargetError when it is called for a quantization of
-    this project and a target without kernels: before anything is compiled.
+    The result takes the arguments of ``mlc_pipeline``. For a quantization of this project and a target without
+    kernels it raises TargetError when it is called: before anything is compiled.
     """
 
     @functools.wraps(mlc_pipeline)
@@ -96,7 +96,7 @@ def nvfp4_passes(target: Target, bounds: Mapping[str, int], log: BuildLog) -> li
     target : Target
         That of the build.
     bounds : mapping of str to int
-        Largest values of variables in shapes, by name, as MLC computes them; others than positive ones mean no bound.
+        Largest values of variables in shapes, by name, as MLC computes them; zero and less mean no bound.
     log : BuildLog
         Takes the resources of CUDA kernels.
     """
@@ -110,7 +110,7 @@ def nvfp4_passes(target: Target, bounds: Mapping[str, int], log: BuildLog) -> li
 
 @tvm.transform.module_pass(opt_level=0, name="AttachBounds")
 class AttachBounds:
-    """Say how large the variables of shapes can be: the attribute ``tir_var_upper_bound`` of every Relax function."""
+    """Say how large variables of shapes can be: the attribute ``tir_var_upper_bound`` of every function."""
 
     def __init__(self, bounds: Mapping[str, int]) -> None:
         self.bounds = {name: bound for name, bound in bounds.items() if bound > 0}
@@ -165,21 +165,22 @@ def check_target(target: Target) -> None:
     names = {f"sm_{name.strip()}" for name in several.split(",")}
     if not names <= {arch.name, arch.compile_arch}:
         raise TargetError(
-            f"MLC_MULTI_ARCH={several}: NVFP4 kernels of a library are chosen for one architecture, here {arch.name}; "
-            f"unset it and compile a library for each"
+            f"MLC_MULTI_ARCH={several}: NVFP4 kernels of a library are chosen for one architecture, here "
+            f"{arch.name}; unset it and compile a library for each"
         )
 
 
 def compile_without_nvcc(target: Target) -> None:
     """Where there is no nvcc, let this project's compiler make machine code and PTX of MLC's own kernels, too.
 
-    MLC's hook calls nvcc, and where TVM finds no driver it embeds CUDA source instead, for whoever loads the library
-    to compile. Building the NVFP4 kernels has loaded TVM's CUDA runtime (:mod:`nvfp4_tvm.codegen.cuda_runtime`), so
-    that the hook is called on any machine now.
+    MLC's hook calls nvcc, and where TVM finds no driver it embeds CUDA source instead, for whoever loads the
+    library to compile. Building the NVFP4 kernels has loaded TVM's CUDA runtime
+    (:mod:`nvfp4_tvm.codegen.cuda_runtime`), so that the hook is called on any machine now.
     """
     if shutil.which("nvcc") is not None:
         return
-    arch = get_arch(str(target.attrs["arch"])).name  # MLC's kernels need nothing of sm_90a; PTX of sm_90 is portable
+    # Not sm_90a: MLC's kernels need nothing of it, and the PTX of sm_90 is portable
+    arch = get_arch(str(target.attrs["arch"])).name
     logger.info("no nvcc on the path: MLC's kernels are compiled by NVRTC for %s", arch)
     tvm_ffi.register_global_func(
         CALLBACK, lambda source, *_: compile_machine_code(source, arch).fatbin, override=True
