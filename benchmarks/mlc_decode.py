@@ -15,7 +15,8 @@ process of its own, and measures synchronised steps, from begin_forward to end_f
 
 Numbers are checked, too: logits of a prefill and of a decode step that follows it against a recomputation in
 float32 (``cosine_prefill``, ``cosine_decode``), logits of the first step (in which CUDA graphs are captured)
-against those of later ones (``replay_equal``), and of the library with CUDA graphs against that without (``graph_equal``).
+against those of later ones (``replay_equal``), and of the library with CUDA graphs against that without
+(``graph_equal``).
 
 The TVM of PyPI has neither cuBLAS nor FlashInfer, so all libraries use TVM's own attention, and MLC's unquantized
 layers TVM's schedules. ``torch`` in the result has what cuBLAS takes for the same layers.

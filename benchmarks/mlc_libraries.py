@@ -1,8 +1,9 @@
 """Compile MLC-LLM's Llama for the decode benchmark, once for each quantization: no GPU, no checkpoint.
 
 MLC's Python is found by the environment variables ``MLC_LLM_SOURCE`` (a checkout of mlc-llm) and, where it does
-not run on the pinned TVM by itself, ``MLC_LLM_SHIM``: a Python file whose ``apply(folder)`` makes ``folder/mlc_llm``
-importable. Every library is written as ``NAME.so.xz`` with a description ``NAME.json`` beside it.
+not run on the pinned TVM by itself, ``MLC_LLM_SHIM``: a Python file whose ``apply(folder)`` makes
+``folder/mlc_llm`` importable. Every library is written as ``NAME.so.xz`` with a description ``NAME.json`` beside
+it.
 """
 
 from __future__ import annotations
