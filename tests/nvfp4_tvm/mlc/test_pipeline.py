@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from mlc_llm_model import missing, mlc_llm
 from mlc_modules import BOUNDS, Model, mlc_pipeline
 from relax_modules import HALF_ULP, Weight, relative_error, tensor
 from tvm import relax
@@ -9,7 +12,9 @@ from tvm.relax.pipeline import PIPELINE_MAP
 from tvm.target import Target
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.codegen.fatbin import extract_fatbins
 from nvfp4_tvm.codegen.machine_code import CALLBACK
+from nvfp4_tvm.codegen.sass import list_images
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.mlc.pipeline import compile_without_nvcc, has_operators, install, with_nvfp4
 from nvfp4_tvm.target import cuda_target, resolve_target
@@ -66,10 +71,9 @@ def test_memory_is_planned_within_the_bounds(lowered):
     sizes = []
 
     def visit(expr):
-        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
-            assert expr.op.name != "relax.builtin.alloc_tensor", expr
-            if expr.op.name == "relax.memory.alloc_storage":
-                sizes.append(expr.args[0].values[0])
+        name = expr.op.name if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) else None
+        if name in ("relax.memory.alloc_storage", "relax.builtin.alloc_tensor"):
+            sizes.extend(expr.args[0].values)
 
     for name in FUNCTIONS:
         relax.analysis.post_order_visit(planned[name], visit)
@@ -88,18 +92,11 @@ def test_cuda_graphs_capture_the_kernels(lowered):
 
 def test_the_library_holds_machine_code(lowered, tmp_path):
     _, _, executable = lowered
-    images = []
-
-    def visit(module):
-        if module.kind == "cuda":
-            images.append(module)
-        for imported in module.imports:
-            visit(imported)
-
-    visit(executable.mod)
-    assert len(images) > 3
     executable.export_library(str(tmp_path / "lib.so"))
-    assert (tmp_path / "lib.so").read_bytes().count(b"\x50\xed\x55\xba") >= 3  # magic number of a fatbin
+    image = (tmp_path / "lib.so").read_bytes()
+    images = [list_images(fatbin) for fatbin in extract_fatbins(image)]
+    assert len(images) > 3 and b"__global__" not in image
+    assert all([kind for kind, _ in found] == ["cubin", "ptx"] for found in images), images
 
 
 def test_kernels_on_llvm_compute_the_model_in_float32():
@@ -201,5 +198,62 @@ def test_without_nvcc_other_kernels_get_machine_code_and_ptx(monkeypatch):
         image = bytes(tvm_ffi.get_global_func(CALLBACK)('extern "C" __global__ void f(float* x) { *x = 1; }'))
     finally:
         tvm_ffi.register_global_func(CALLBACK, previous, override=True)
-    assert image.startswith(b"\x50\xed\x55\xba")
-    assert b".target sm_90" in image or b"sm_90" in image
+    assert list_images(image) == [("cubin", "sm_90"), ("ptx", "sm_90")]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration as gen_config writes it, of a Llama with small bounds."""
+    why = missing()
+    if why:
+        pytest.skip(why)
+    sizes = {
+        "context_window_size": 256,
+        "prefill_chunk_size": 4,
+        "max_batch_size": 2,
+        "tensor_parallel_shards": 1,
+    }
+    model = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_hidden_layers": 1,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 144,
+        **sizes,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama", "model_config": model, **sizes}))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["nvidia/geforce-rtx-4090", "nvidia/nvidia-h100"])
+def test_mlc_compiles_for_cuda_without_a_gpu(config, device):
+    library = config.with_name("lib.so")
+    options = ["--quantization", "nvfp4_skel", "--device", device, "-o", library]
+    mlc_llm("compile", config, *options, "--overrides", "prefill_chunk_size=2")
+    image = library.read_bytes()
+    for kernel in ("512x256_bf16", "256x256_bf16_residual", "768x256_bf16", "256x384_bf16_residual"):
+        assert f"nvfp4_matmul_{kernel}_m1_2".encode() in image
+    assert b"__global__" not in image  # no CUDA source that is yet to be compiled
+    images = [list_images(fatbin) for fatbin in extract_fatbins(image)]
+    assert len(images) > 4 and all("cubin" in dict(found) for found in images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "kind"), [("iphone", "metal"), ("android", "opencl")])
+def test_mlc_refuses_other_targets(config, preset, kind):
+    library = config.with_name("lib.tar")
+    options = ["--quantization", "nvfp4_skel", "--device", preset, "-o", library]
+    done = mlc_llm("compile", config, *options, check=False)
+    assert done.returncode != 0 and not library.exists()
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(
+            f"TargetError: target {kind}: no NVFP4 kernels; supported are cuda (sm_80, sm_86, sm_89, sm_90), llvm"
+        )
+    )
