@@ -68,7 +68,7 @@ def table_for(target: Target) -> Table:
     if kind == "cuda":
         return TABLES[get_arch(str(target.attrs["arch"])).name]
     if kind not in TABLES:
-        raise TargetError(f"target {kind}: no NVFP4 kernels; supported are cuda, llvm")
+        raise TargetError(f"target {kind}: no NVFP4 kernels; supported are cuda ({SUPPORTED}), llvm")
     return TABLES[kind]
 
 
