@@ -17,6 +17,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.gemm_mma_compute import CHUNK, gemm_mma
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_grouped_compute import TILE
+from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.intrin import mma
 from nvfp4_tvm.schedules.lowering import BARRIER_BEFORE
 
@@ -40,6 +42,8 @@ class _Scheduler:
         self._tile()
         self._place()
         self._copy_cooperatively()
+        if isinstance(self.problem, GroupedProblem):
+            self._find_tile()
         self._epilogue()
         self._tensorize()
         self._pipeline()
@@ -156,6 +160,13 @@ class _Scheduler:
             sch.compute_at(block, tile)
         self.tile_depth = len(sch.get_loops(out)) - len(within)
         self._finish_tile(names, within)
+
+    def _find_tile(self) -> None:
+        """Every thread finds its expert and rows for itself, before anything else."""
+        block = self.sch.get_sblock(TILE)
+        for buffer in range(3):
+            self.sch.set_scope(block, buffer, "local")
+        self.sch.compute_at(block, self.block_tile, index=0)
 
     def _finish_tile(self, names: list[str], within: list[LoopRV]) -> None:
         sch = self.sch
