@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm.target import Target
 
 from nvfp4_tvm.arch import Arch
@@ -12,8 +14,13 @@ from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.grouped_tiles import expected_tiles, rows_for
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
+#: Eights of rows of a tile that there are kernels for; three would be a kernel more for little.
+EIGHTS = (1, 2, 4)
 #: Most blocks along the grid's second axis (CUDA C++ Programming Guide, "Technical Specifications").
 MAX_TILES = 65535
+#: Pieces of weights times eights of rows that a turn of the main loop may hold: experts need several kernels, whose
+#: compilation takes as long as their code is.
+_PIECES_PER_TURN = 32
 
 
 def max_rows(experts: int) -> int:
@@ -42,9 +49,7 @@ class GroupedGemv(KernelRule):
         if self.selected:
             return [MRange()]
         # Up to eight rows the grid is much smaller than beyond
-        highs = sorted(
-            {TOKENS, *(rows_for(self.experts, tokens) for tokens in range(TOKENS, MAX_M + 1, TOKENS))}
-        )
+        highs = sorted({TOKENS, *(rows_for(self.experts, eights * TOKENS) for eights in EIGHTS)})
         return [MRange(low + 1, high) for low, high in zip([0, *highs], highs, strict=False)]
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
@@ -59,18 +64,16 @@ class GroupedGemv(KernelRule):
         if problem.x_dtype not in DTYPES:
             return self.refuse(problem, f"activations are {problem.x_dtype}, expected {' or '.join(DTYPES)}")
         high = problem.M.high
-        limit = MAX_TILES if problem.selected else max_rows(problem.experts)
-        if not problem.selected and (high is None or high > max(limit, TOKENS)):
-            return self.refuse(problem, f"M is {problem.M}, expected at most {limit}")
-        if problem.selected or high is None:
+        if problem.selected:
+            # Every row is a tile
             NB, tiles = 1, high or problem.experts
+        elif high is None or high > max_rows(problem.experts):
+            return self.refuse(problem, f"M is {problem.M}, expected at most {max_rows(problem.experts)}")
         else:
-            NB = next(
-                nb
-                for nb in range(1, MAX_M // TOKENS + 1)
-                if high <= max(TOKENS, rows_for(problem.experts, nb * TOKENS))
-            )
-            tiles = round(expected_tiles(problem.experts, high, NB * TOKENS)) or 1
+            NB = next(n for n in EIGHTS if high <= max(TOKENS, rows_for(problem.experts, n * TOKENS)))
+            tiles = max(1, round(expected_tiles(problem.experts, high, NB * TOKENS)))
+        if tiles > MAX_TILES:
+            return self.refuse(problem, f"M is {problem.M}, expected at most {MAX_TILES} experts of a token")
         config = self.config or choose(problem, tiles, NB, arch)
         function, arguments = gemv(problem, NB, config)
         return CudaKernel(f"{self.name}_m{NB * TOKENS}_{config}", (Launch(function, arguments, "tirx"),))
@@ -78,4 +81,6 @@ class GroupedGemv(KernelRule):
 
 def choose(problem: GroupedProblem, tiles: int, NB: int, arch: Arch) -> GemvConfig:
     """Choose a configuration as for a weight that has the rows of all tiles' weights."""
-    return max(candidates(problem.N * tiles, problem.K, NB, arch), key=lambda scored: scored[0])[1]
+    best = max(candidates(problem.N * tiles, problem.K, NB, arch), key=lambda scored: scored[0])[1]
+    turns = max(1, min(best.unroll, _PIECES_PER_TURN // (best.NT * NB)) // best.D)
+    return replace(best, unroll=turns * best.D)
