@@ -1,0 +1,66 @@
+"""The entries in MLC-LLM's registries of quantizations, models and loaders, and its pipeline."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from nvfp4_tvm.mlc.quantization import ENTRIES, KIND
+
+SOURCE = "huggingface-safetensor"
+
+
+def register_quantizations(module: Any) -> None:
+    """Enter the quantizations in ``mlc_llm.quantization.QUANTIZATION``."""
+    for entry in ENTRIES:
+        module.QUANTIZATION.setdefault(entry.name, entry)
+
+
+def register_models(module: Any) -> None:
+    """Enter NVFP4 in every model of ``mlc_llm.model.MODELS`` that supports group quantization."""
+    for model in module.MODELS.values():
+        if "group-quant" not in model.quantize or SOURCE not in model.source:
+            continue
+        original = model.source[SOURCE]
+        model.quantize.setdefault(KIND, functools.partial(_quantize, model.quantize["no-quant"], original))
+        model.source[SOURCE] = functools.partial(_source, model, original)
+
+
+def _quantize(create: Any, source: Any, model_config: Any, quantization: Any) -> tuple[Any, Any]:
+    """Create a model and replace its layers; ``MODELS[m].quantize["nvfp4"]``."""
+    from mlc_llm.loader import QuantizeMapping
+
+    from nvfp4_tvm.mlc.mutator import quantize_model
+    from nvfp4_tvm.mlc.record import record_of
+
+    sources = None
+    if record_of(model_config) is not None:
+        sources = source(model_config, quantization).param_map
+    model, _ = create(model_config, quantization)
+    quant_map = QuantizeMapping({}, {})
+    return quantize_model(quantization, model, quant_map, "", model_config, sources), quant_map
+
+
+def _source(model: Any, original: Any, model_config: Any, quantization: Any) -> Any:
+    """Say where a model's parameters come from; ``MODELS[m].source["huggingface-safetensor"]``."""
+    mapping = original(model_config, quantization)
+    if getattr(quantization, "kind", None) != KIND:
+        return mapping
+    from nvfp4_tvm.mlc.loader import packed_mapping
+
+    _, quant_map = model.quantize[KIND](model_config, quantization)
+    return packed_mapping(mapping, quant_map.param_map)
+
+
+def register_loaders(module: Any) -> None:
+    """Let ``mlc_llm.loader.LOADER`` read what `_source` describes."""
+    from nvfp4_tvm.mlc.loader import choose_loader
+
+    module.LOADER[SOURCE] = functools.partial(choose_loader, module.LOADER[SOURCE])
+
+
+def install_pipeline(_module: Any) -> None:
+    """Put this project's passes into the pipeline ``mlc_llm``."""
+    from nvfp4_tvm.mlc.pipeline import install
+
+    install()
