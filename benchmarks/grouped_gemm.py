@@ -5,7 +5,7 @@
 
 ``build`` compiles all kernels into the folder of `nvfp4_tvm.codegen.cache` (``NVFP4_TVM_CACHE`` names another);
 it needs no GPU. ``measure`` takes, for each model's two layers of experts and each number of tokens, the kernels
-that a compiled model would: for one token those on the experts it selects, for more those on rows sorted by expert.
+that a compiled model would: for one token those on the experts it selects, for more those on sorted rows.
 Tokens pick their experts at random, without repetition.
 
 ``nvfp4_tvm_us``        microseconds a launch, the median over replays of a graph of launches with other routings

@@ -162,8 +162,12 @@ class _Spans(relax.expr_functor.PyExprVisitor):
     def range(self, leading: list[tirx.Expr]) -> MRange:
         """Return the values that the product of some extents can have; zero rows need no kernel."""
         low, high = 1, 1
-        for extent in leading:
-            if isinstance(extent, tirx.IntImm):
+        factors = list(leading)
+        while factors:
+            extent = factors.pop()
+            if isinstance(extent, tirx.Mul):
+                factors += [extent.a, extent.b]
+            elif isinstance(extent, tirx.IntImm):
                 low, high = low * int(extent), high * int(extent)
             elif isinstance(extent, tirx.Var) and extent.name in self.bounds:
                 high *= self.bounds[extent.name]

@@ -18,8 +18,8 @@ from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 EIGHTS = (1, 2, 4)
 #: Most blocks along the grid's second axis (CUDA C++ Programming Guide, "Technical Specifications").
 MAX_TILES = 65535
-#: Pieces of weights times eights of rows that a turn of the main loop may hold: experts need several kernels, whose
-#: compilation takes as long as their code is.
+#: Pieces of weights times eights of rows that a turn of the main loop may hold: experts need several kernels, and
+#: what is longer takes longer to compile.
 _PIECES_PER_TURN = 32
 
 
