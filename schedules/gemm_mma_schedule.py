@@ -36,13 +36,14 @@ def schedule_steps(sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfi
 class _Scheduler:
     def __init__(self, sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfig) -> None:
         self.sch, self.problem, self.config = sch, problem, config
+        self.grouped = isinstance(problem, GroupedProblem)
 
     def run(self) -> s_tir.Schedule:
         """Apply all steps."""
         self._tile()
         self._place()
         self._copy_cooperatively()
-        if isinstance(self.problem, GroupedProblem):
+        if self.grouped:
             self._find_tile()
         self._epilogue()
         self._tensorize()
@@ -60,6 +61,9 @@ class _Scheduler:
         sch.reorder(warp_n, warp_m, stage, step, group, k16, b, t)
         warp = sch.fuse(warp_n, warp_m)
         axes = ["blockIdx.z"] * (c.splits > 1) + ["blockIdx.x", "blockIdx.y"]
+        if self.grouped:
+            # Blocks that run together share rows of x and one expert's weight, which stay in the L2
+            axes.reverse()
         axes += ["threadIdx.z"] * (c.k_warps > 1)
         for loop, axis in zip(outer, axes, strict=True):
             sch.bind(loop, axis)

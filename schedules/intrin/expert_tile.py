@@ -7,7 +7,8 @@ the tile's rows are ``first .. end - 1``.
 
 In CUDA each warp searches by itself, 32 experts at a time: a lane counts the tiles of one expert, a scan over the
 lanes adds them. There may be more thread blocks than tiles (a grid is launched for the most there can be): those
-without a tile end here, all of their threads.
+without a tile end here, all of their threads. The compiler does not know that: loads which it moves up to before the
+end must stay inside the arrays, so such a block has expert 0.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __device__ __forceinline__ void {name}(
       asm volatile("ld.global.s32 %0, [%1];" : "=r"(high[round]) : "l"(indptr + e + 1));
     }}
   }}
-  int owner = -1, begin = 0, stop = 0;
+  int owner = 0, begin = 0, stop = 0;
   #pragma unroll
   for (int round = 0; round < {rounds}; ++round) {{
     const int count = (high[round] - low[round] + {last}) / {height};
@@ -54,7 +55,7 @@ __device__ __forceinline__ void {name}(
     }}
     tile -= __shfl_sync(0xffffffffu, sum, 31);
   }}
-  if (owner < 0) asm volatile("exit;");
+  if (stop == 0) asm volatile("exit;" ::: "memory");
   expert = owner; first = begin; end = min(min(begin + {height}, stop), rows);
 }}
 """
