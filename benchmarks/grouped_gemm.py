@@ -118,7 +118,9 @@ class Routing:
     offsets: torch.Tensor
 
 
-def routings(layer: Layer, tokens: int, count: int, rng: np.random.Generator) -> list[Routing]:
+def routings(
+    layer: Layer, tokens: int, count: int, rng: np.random.Generator, device: str = "cuda"
+) -> list[Routing]:
     """Draw routings; of one token ones that share no expert until all were chosen."""
     found = []
     order = rng.permutation(layer.experts)
@@ -131,7 +133,7 @@ def routings(layer: Layer, tokens: int, count: int, rng: np.random.Generator) ->
         ends = np.searchsorted(np.sort(chosen), np.arange(layer.experts + 1)).astype(np.int32)
         indptr = chosen[None].astype(np.int32) if tokens == 1 else ends
         found.append(
-            Routing(chosen, torch.from_numpy(indptr).cuda(), torch.from_numpy(ends[1:].copy()).cuda())
+            Routing(chosen, torch.from_numpy(indptr).to(device), torch.from_numpy(ends[1:].copy()).to(device))
         )
     return found
 
@@ -139,20 +141,20 @@ def routings(layer: Layer, tokens: int, count: int, rng: np.random.Generator) ->
 class Weights:
     """Random experts, packed, and for the baselines in bfloat16."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, device: str = "cuda") -> None:
         N, K, E = layer.N, layer.K, layer.experts
         self.layer = layer
 
         def draw(shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
-            drawn = torch.randint(low, high, (E, *shape, 4), dtype=torch.uint8, device="cuda")
+            drawn = torch.randint(low, high, (E, *shape, 4), dtype=torch.uint8, device=device)
             return drawn.view(torch.uint32)[..., 0]
 
         # Any bits are codes; these bytes are scales from 0.25 to 240
         self.words = draw(layout.words_shape(N, K), 0, 256)
         self.scales = draw(layout.scales_shape(N, K), 0x28, 0x78)
-        self.rows = torch.full((E, *layout.global_scale_shape(N)), _GLOBAL_SCALE, device="cuda")
+        self.rows = torch.full((E, *layout.global_scale_shape(N)), _GLOBAL_SCALE, device=device)
         # Not these weights: dequantizing all takes longer than the measurement, whose times do not depend on it
-        self.plain = torch.randn(E, N, K, dtype=torch.bfloat16, device="cuda")
+        self.plain = torch.randn(E, N, K, dtype=torch.bfloat16, device=device)
 
     def exact(self, expert: int, tiles: Sequence[int]) -> np.ndarray:
         """Return rows of some tiles of an expert's weight, float64 [16 tiles, K]."""

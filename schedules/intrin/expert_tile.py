@@ -7,8 +7,8 @@ the tile's rows are ``first .. end - 1``.
 
 In CUDA each warp searches by itself, 32 experts at a time: a lane counts the tiles of one expert, a scan over the
 lanes adds them. There may be more thread blocks than tiles (a grid is launched for the most there can be): those
-without a tile end here, all of their threads. The compiler does not know that: loads which it moves up to before the
-end must stay inside the arrays, so such a block has expert 0.
+without a tile end here, all of their threads. The compiler does not know that: loads which it moves up to before
+the end must stay inside the arrays, so such a block has expert 0.
 """
 
 from __future__ import annotations
