@@ -23,12 +23,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-import make_checkpoints
-import mlc_llm_model
-import reference
+import make_checkpoints  # noqa: E402
+import mlc_llm_model  # noqa: E402
+import reference  # noqa: E402
 
-from benchmarks.record import write
-from nvfp4_tvm.quantize import quantize_checkpoint
+from benchmarks.record import write  # noqa: E402
+from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 
 MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}}
 FORMATS = ("modelopt", "compressed-tensors", "bf16")

@@ -35,10 +35,14 @@ SMALL = {
 }
 
 
-# What sets an architecture apart from the tiny Llama; MLC-LLM gives all layers of Gemma 3 the same attention.
+# What sets an architecture apart from the tiny Llama.
 OWN = {
     "qwen2": {"head_dim": None},
-    "gemma3_text": {"query_pre_attn_scalar": 32, "layer_types": ["full_attention"] * 2},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 32,
+        "layer_types": ["full_attention"] * 2,
+        "sliding_window_pattern": 1,
+    },
     "phi3": {"pad_token_id": 0, "original_max_position_embeddings": 256},
 }
 
