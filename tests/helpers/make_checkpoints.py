@@ -46,7 +46,12 @@ OWN = {
         "sliding_window_pattern": 1,
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 192, "norm_topk_prob": True},
+    "qwen3_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 192,
+        "norm_topk_prob": True,
+    },
     "phi3": {"pad_token_id": 0, "original_max_position_embeddings": 256},
 }
 

@@ -48,12 +48,16 @@ def _with_experts(checkpoint, config, state):
     for name in set(checkpoint.names()) - quantized - set(state):
         state[name] = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
     with tempfile.TemporaryDirectory() as folder:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, f"{folder}/model.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()}, f"{folder}/model.safetensors"
+        )
         (Path(folder) / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-    assert not any(found[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
+    assert not any(found[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+        found
+    )
     return model.eval()
 
 

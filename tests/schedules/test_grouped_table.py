@@ -58,12 +58,20 @@ def test_other_targets_are_refused():
     assert [rule.name for rule in rules] == ["cpu-grouped"]
 
 
+def name_of(value):
+    """Of a problem or rule, the same in every process."""
+    if isinstance(value, GroupedProblem):
+        return f"{value.label}_{value.x_dtype}_{value.M}"
+    config = getattr(value, "config", None)
+    return "dispatch" if value is None else f"{value.name}_{getattr(config, 'name', config)}"
+
+
 def needs_gpu(test):
     return pytest.mark.gpu(pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")(test))
 
 
 @needs_gpu
-@pytest.mark.parametrize(("problem", "rule"), [*GPU_CASES, *GPU_GEMVS], ids=str)
+@pytest.mark.parametrize(("problem", "rule"), [*GPU_CASES, *GPU_GEMVS], ids=name_of)
 def test_numbers_on_the_gpu(problem, rule):
     from nvfp4_tvm.arch import arch_of_capability
 
