@@ -30,7 +30,7 @@ import reference  # noqa: E402
 from benchmarks.record import write  # noqa: E402
 from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 
-MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}}
+MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
 FORMATS = ("modelopt", "compressed-tensors", "bf16")
 QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
 PROMPT, STEPS = 37, 8

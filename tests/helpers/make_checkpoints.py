@@ -20,6 +20,8 @@ ARCHITECTURES = {
     # architectures that MLC-LLM builds and this package's own decoder does not
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
 }
 SMALL = {
     "hidden_size": 128,
@@ -41,6 +43,13 @@ OWN = {
     "qwen2": {"head_dim": None},
     "gemma3_text": {
         "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 192,
+        "norm_topk_prob": True,
     },
     "phi3": {"pad_token_id": 0, "original_max_position_embeddings": 256},
 }  # fmt: skip
