@@ -22,7 +22,7 @@ def one_block(config):
 def check(model, preset):
     """Return the packed layers of a model, or what is wrong."""
     config = model.config.from_dict(one_block(preset))
-    module, quant_map = model.quantize["nvfp4"](config, QUANTIZE)
+    module, _ = model.quantize["nvfp4"](config, QUANTIZE)
     parameters = dict(module.named_parameters())
     names = set(parameters)
     mapping = model.source["huggingface-safetensor"](config, QUANTIZE)
