@@ -177,6 +177,15 @@ def torch_linears(shape: dict[str, int], tokens: int, device: str) -> dict[str, 
     return result
 
 
+def apart(command: list[str], seconds: float) -> str | None:
+    """Run a command for at most some seconds; return what went wrong, or None."""
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:.0f} s"
+    return f"exit code {done.returncode}: {done.stderr[-1500:]}" if done.returncode else None
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure every library in a process of its own and write the result after each."""
     names = [variant.name for variant in VARIANTS if (arguments.libs / f"{variant.name}.json").is_file()]
@@ -203,11 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
             if left < 10:
                 rows.append({"name": name, "error": "no time was left"})
                 continue
-            try:
-                done = subprocess.run(command, timeout=left, capture_output=True, text=True)
-                failure = f"exit code {done.returncode}: {done.stderr[-1500:]}" if done.returncode else None
-            except subprocess.TimeoutExpired:
-                failure = f"not done after {left:.0f} s"
+            failure = apart(command, left)
             row = json.loads(output.read_text()) if output.is_file() else {"name": name}
             if failure is not None:
                 row["error"] = failure
