@@ -76,15 +76,6 @@ def packed_mapping(mapping: Any, quantized: Mapping[str, Sequence[str]]) -> Pack
     return PackedMapping(plain, functions, mapping.unused_params, packed)
 
 
-def choose_loader(
-    original: Callable[..., Any], path: Path, extern_param_map: Any, quantize_param_map: Any = None
-) -> Any:
-    """Return the loader for a mapping: this project's for packed parameters, else MLC-LLM's."""
-    if isinstance(extern_param_map, PackedMapping):
-        return PackedLoader(path, extern_param_map)
-    return original(path=path, extern_param_map=extern_param_map, quantize_param_map=quantize_param_map)
-
-
 class PackedLoader:
     """Yields the parameters of a model, one layer's at a time; files are mapped, not loaded.
 
@@ -104,6 +95,7 @@ class PackedLoader:
         self.stats = Stats()
         self._mapping = mapping
         self._checkpoint = open_checkpoint(path if path.is_dir() else path.parent)
+        self._is_quantized = any(map(self._checkpoint.is_quantized, self._checkpoint.module_names()))
         self._check_names()
 
     def load(
@@ -168,7 +160,7 @@ class PackedLoader:
         return self._checkpoint.tensor(name)
 
     def _packed(self, weight: str, source: PackedSource) -> list[np.ndarray]:
-        if self._checkpoint.format == "none":
+        if not self._is_quantized:
             return self._quantized(weight, source)
         tensors = [self._checkpoint.nvfp4(module) for module in source.modules]
         self.stats.total_param_num += sum(tensor.codes.size * 2 for tensor in tensors)

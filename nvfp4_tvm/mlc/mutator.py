@@ -7,17 +7,23 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from mlc_llm.nn.expert import MixtralExperts
 from mlc_llm.quantization.utils import is_final_fc, is_moe_gate
 from tvm.relax.frontend import nn
 
 from nvfp4_tvm.errors import CheckpointError, ShapeError
 from nvfp4_tvm.mlc import compat
+from nvfp4_tvm.mlc.experts import NVFP4Experts
 from nvfp4_tvm.mlc.linear import FIELDS, NVFP4Embedding, NVFP4Linear
 from nvfp4_tvm.mlc.quantization import NVFP4Quantize
 from nvfp4_tvm.mlc.record import record_of
 
 #: Classes of layers and what takes their place; the first match counts.
-REPLACEMENTS: list[tuple[type, Any]] = [(nn.Linear, NVFP4Linear), (nn.Embedding, NVFP4Embedding)]
+REPLACEMENTS: list[tuple[type, Any]] = [
+    (nn.Linear, NVFP4Linear),
+    (nn.Embedding, NVFP4Embedding),
+    (MixtralExperts, NVFP4Experts),
+]
 
 
 def quantize_model(

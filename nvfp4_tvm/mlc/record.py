@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvfp4_tvm.checkpoint.base import open_checkpoint
+from nvfp4_tvm.checkpoint.base import open_checkpoint, quantization_config
 from nvfp4_tvm.checkpoint.reader import Checkpoint
+from nvfp4_tvm.checkpoint.storage import read_json
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.mlc.quantization import KIND
 
@@ -67,32 +68,49 @@ class Record:
 
 
 def record_checkpoint(checkpoint: Checkpoint) -> Record | None:
-    """Return the record of a checkpoint, None if it is not quantized.
+    """Return the record of a checkpoint, None if no layer of it is NVFP4.
 
     Raises
     ------
     CheckpointError
-        If it is quantized in another format.
+        If a layer is in another format, or damaged.
     """
-    if checkpoint.format == "none":
+    layers = checkpoint.layers(read_data=False).values()
+    refused = [layer.refusal for layer in layers if layer.refusal]
+    if refused:
+        raise CheckpointError(refused[0])
+    if not any(layer.format == KIND for layer in layers):
         return None
-    plain = (module for module in checkpoint.module_names() if not checkpoint.is_quantized(module))
-    matrices = (module for module in plain if _ndim(checkpoint, module) > 1)
-    return Record(checkpoint.format, frozenset(matrices))
+    plain = (layer.name for layer in layers if layer.format != KIND and len(layer.shape) > 1)
+    return Record(checkpoint.format, frozenset(plain))
 
 
-def _ndim(checkpoint: Checkpoint, module: str) -> int:
-    return max(len(checkpoint.tensor_info(name).shape) for name in checkpoint.tensors_of(module))
+def record_folder(folder: Path) -> Record | None:
+    """Return the record of the checkpoint in a folder, None if no layer of it is NVFP4.
+
+    Raises
+    ------
+    CheckpointError
+        As `record_checkpoint`, or if the configuration speaks of quantization and there are no weights.
+    """
+    config = folder / "config.json"
+    quantized = quantization_config(read_json(config), config) is not None
+    if not quantized and not (folder / "hf_quant_config.json").is_file():
+        return None
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: found no safetensors files, expected the weights beside config.json: their headers say "
+            "which layers are quantized"
+        )
+    return record_checkpoint(open_checkpoint(folder))
 
 
 def record_of(config: Any) -> Record | None:
     """Return the record that a model's configuration carries, or that of the checkpoint it was read from."""
-    record = getattr(config, _ATTRIBUTE, None)
-    folder = getattr(config, _FOLDER, None)
-    if record is None and folder is not None and any(folder.glob("*.safetensors")):
-        record = record_checkpoint(open_checkpoint(folder))
-        setattr(config, _ATTRIBUTE, record)
-    return record
+    folder = config.__dict__.pop(_FOLDER, None)
+    if folder is not None and (folder / "config.json").is_file():
+        setattr(config, _ATTRIBUTE, record_folder(folder))
+    return getattr(config, _ATTRIBUTE, None)
 
 
 def carry_records(module: Any) -> None:
@@ -138,9 +156,7 @@ def write_records(module: Any) -> None:
         given = signature.bind(*args, **kwargs).arguments
         record = None
         if given["quantization"].kind == KIND:
-            folder = Path(given["config"]).parent
-            if any(folder.glob("*.safetensors")):
-                record = record_checkpoint(open_checkpoint(folder))
+            record = record_folder(Path(given["config"]).parent)
         result = gen_config(*args, **kwargs)
         if record is not None:
             file = Path(given["output"]) / "mlc-chat-config.json"

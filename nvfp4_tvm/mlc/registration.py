@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from nvfp4_tvm.mlc.quantization import ENTRIES, KIND
@@ -54,9 +55,16 @@ def _source(model: Any, original: Any, model_config: Any, quantization: Any) -> 
 
 def register_loaders(module: Any) -> None:
     """Let ``mlc_llm.loader.LOADER`` read what `_source` describes."""
-    from nvfp4_tvm.mlc.loader import choose_loader
+    module.LOADER[SOURCE] = functools.partial(_load, module.LOADER[SOURCE])
 
-    module.LOADER[SOURCE] = functools.partial(choose_loader, module.LOADER[SOURCE])
+
+def _load(original: Any, path: Path, extern_param_map: Any, quantize_param_map: Any = None) -> Any:
+    """Return the loader for a mapping: this package's for packed parameters, else MLC-LLM's."""
+    if not hasattr(extern_param_map, "packed"):
+        return original(path=path, extern_param_map=extern_param_map, quantize_param_map=quantize_param_map)
+    from nvfp4_tvm.mlc.loader import PackedLoader
+
+    return PackedLoader(path, extern_param_map)
 
 
 def install_pipeline(_module: Any) -> None:

@@ -55,6 +55,27 @@ def source_rows(function: Callable[..., np.ndarray], shapes: Sequence[tuple[int,
         if result.dtype != np.int64 or result.ndim < 2 or result.shape[-1] != columns:
             continue
         rows = result[..., 0] // columns
-        if np.array_equal(result, rows[..., None] * columns + np.arange(columns)):
-            return np.ascontiguousarray(rows)
+        if not np.array_equal(result, rows[..., None] * columns + np.arange(columns)):
+            continue
+        rows = np.ascontiguousarray(rows)
+        return rows if columns == shapes[0][-1] or _moves_whole_rows(function, shapes, rows) else None
     return None
+
+
+def _moves_whole_rows(
+    function: Callable[..., np.ndarray], shapes: Sequence[tuple[int, ...]], rows: np.ndarray
+) -> bool:
+    """Return whether a function that takes these rows of narrow arrays takes them whole, by random bytes."""
+    rng = np.random.default_rng(0)
+    parts = [np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape) for shape in shapes]
+    result = np.asarray(function(*(part.view(_Numbers) for part in parts)))
+    if result.shape != (*rows.shape, shapes[0][-1]):
+        return False
+    flat, taken, start = result.reshape(rows.size, -1), rows.reshape(-1), 0
+    for part in parts:  # part by part, without a copy of all
+        part = part.reshape(-1, part.shape[-1])
+        here = np.flatnonzero((taken >= start) & (taken < start + len(part)))
+        if not np.array_equal(flat[here], part[taken[here] - start]):
+            return False
+        start += len(part)
+    return True

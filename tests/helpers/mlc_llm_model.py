@@ -37,14 +37,24 @@ def mlc_llm(*arguments, env=None, check=True):
     return done
 
 
-def compile_model(checkpoint, out, quantization, *, overrides="", options=()):
-    """Run gen_config, convert_weight and compile for the CPU; return the library."""
-    out = Path(out)
-    mlc_llm("gen_config", checkpoint, "--quantization", quantization, "--conv-template", "LM", "-o", out, *options)
-    mlc_llm("convert_weight", checkpoint, "--quantization", quantization, "--device", "cpu", "-o", out)
-    extra = ("--overrides", overrides) if overrides else ()
-    library = out / "lib.so"
-    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *extra)
+def configure(checkpoint, out, quantization, *options):
+    """Run gen_config."""
+    mlc_llm(
+        "gen_config", checkpoint, "--quantization", quantization, "--conv-template", "LM", "-o", out, *options
+    )
+
+
+def convert(checkpoint, out, quantization, *, env=None):
+    """Run convert_weight."""
+    mlc_llm(
+        "convert_weight", checkpoint, "--quantization", quantization, "--device", "cpu", "-o", out, env=env
+    )
+
+
+def compile(out, *options):
+    """Run compile for the CPU, and return the library."""
+    library = Path(out) / "lib.so"
+    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *options)
     return library
 
 
@@ -57,7 +67,9 @@ def read_parameters(folder):
         data = (folder / shard["dataPath"]).read_bytes()
         for record in shard["records"]:
             assert record["format"] == "raw", record
-            array = np.frombuffer(data, np.dtype(record["dtype"]), int(np.prod(record["shape"])), record["byteOffset"])
+            array = np.frombuffer(
+                data, np.dtype(record["dtype"]), int(np.prod(record["shape"])), record["byteOffset"]
+            )
             parameters[record["name"]] = array.reshape(record["shape"])
     return parameters
 
@@ -75,19 +87,20 @@ class CompiledModel:
         names = [parameter["name"] for parameter in self.metadata["params"]]
         assert sorted(names) == sorted(parameters)
         self._parameters = [tvm.runtime.tensor(np.ascontiguousarray(parameters[name])) for name in names]
-        shapes = [1], [self.metadata["prefill_chunk_size"]], [self.metadata["prefill_chunk_size"]], [16], [0]
+        self._window, chunk = self.metadata["sliding_window_size"], self.metadata["prefill_chunk_size"]
+        shapes = [1], [chunk], [chunk], [16], [int(self._window > 0)]
         self._cache = self._vm["create_tir_paged_kv_cache"](*map(tvm.runtime.ShapeTuple, shapes))
 
     def _state(self, name, *arguments):
         return self._tvm.get_global_func(f"vm.builtin.{name}")(self._cache, *arguments)
 
     def _forward(self, function, tokens, shape, *arguments):
-        tvm = self._tvm
-        ids = tvm.runtime.tensor(np.asarray(tokens, np.int32))
-        embedded = self._vm["embed"](ids, self._parameters)
-        embedded = tvm.get_global_func("vm.builtin.reshape")(embedded, tvm.runtime.ShapeTuple([*shape, embedded.shape[-1]]))
-        self._state("kv_state_begin_forward", tvm.runtime.ShapeTuple([0]), tvm.runtime.ShapeTuple([len(tokens)]))
-        logits, _ = self._vm[function](embedded, *arguments, self._cache, self._parameters)
+        shape_of, parameters = self._tvm.runtime.ShapeTuple, self._parameters
+        embedded = self._vm["embed"](self._tvm.runtime.tensor(np.asarray(tokens, np.int32)), parameters)
+        reshape = self._tvm.get_global_func("vm.builtin.reshape")
+        embedded = reshape(embedded, shape_of([*shape, embedded.shape[-1]]))
+        self._state("kv_state_begin_forward", shape_of([0]), shape_of([len(tokens)]))
+        logits, _ = self._vm[function](embedded, *arguments, self._cache, parameters)
         self._state("kv_state_end_forward")
         return logits.numpy().reshape(-1, logits.shape[-1])[-1]
 
@@ -95,9 +108,22 @@ class CompiledModel:
         """Return the logits after a prompt and after each of the tokens, ``[1 + len(tokens), vocab]``."""
         self._state("kv_state_clear")
         self._state("kv_state_add_sequence", 0)
+        if self._window > 0:
+            self._state("attention_kv_cache_enable_sliding_window_for_seq", 0, self._window, 0)
         last = self._tvm.runtime.tensor(np.array([len(prompt) - 1], np.int32))
         prefill, decode = ("batch_prefill", "batch_decode") if batch else ("prefill", "decode")
         extra = (last,) if batch else ()
         rows = [self._forward(prefill, prompt, (1, len(prompt)), *extra)]
         rows += [self._forward(decode, [token], (1, 1)) for token in tokens]
         return np.stack(rows)
+
+
+def run_python(code, *arguments):
+    """Run Python code that can import mlc_llm as the subcommands do; return what it prints."""
+    start = f"import runpy, sys; sys.path.insert(0, {str(Path(SOURCE) / 'python')!r})\n"
+    if SHIM:
+        start += f"runpy.run_path({SHIM!r})['apply']()\n"
+    done = subprocess.run([sys.executable, "-c", start + code, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return done.stdout

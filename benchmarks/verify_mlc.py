@@ -1,0 +1,117 @@
+"""Compare models that MLC-LLM compiled for the CPU with transformers.
+
+    MLC_LLM_SOURCE=mlc-llm python benchmarks/verify_mlc.py --json out.json [--models llama,qwen3] [--folder WORK]
+
+For each model: tiny checkpoints written by ModelOpt and compressed-tensors and a bfloat16 one, MLC-LLM's
+gen_config, convert_weight and compile on each, then a prompt and 8 greedy steps. The reference is transformers in
+float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
+Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
+that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+import make_checkpoints  # noqa: E402
+import mlc_llm_model  # noqa: E402
+import reference  # noqa: E402
+
+from benchmarks.record import write  # noqa: E402
+from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
+
+MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
+FORMATS = ("modelopt", "compressed-tensors", "bf16")
+QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
+PROMPT, STEPS = 37, 8
+
+
+def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
+    """Return a checkpoint, and the NVFP4 checkpoint that says what it computes."""
+    path = folder / f"{model}-{form}"
+    settings = {"arch": model, **MODELS[model]}
+    if form == "modelopt":
+        return (make_checkpoints.make_modelopt(path, **settings),) * 2
+    if form == "compressed-tensors":
+        return (make_checkpoints.make_compressed_tensors(path, **settings),) * 2
+    make_checkpoints.make_plain(path, **settings)
+    quantized = folder / f"{model}-quantized"
+    quantize_checkpoint(path, quantized)
+    return path, quantized
+
+
+def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path]) -> Path:
+    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same."""
+    mlc_llm_model.configure(checkpoint, out, quantization)
+    mlc_llm_model.convert(checkpoint, out, quantization)
+    config = json.loads((out / "mlc-chat-config.json").read_text())
+    record = config["model_config"].get("nvfp4", {})
+    key = json.dumps([{**config["model_config"], "nvfp4": None}, quantization, record.get("unquantized")])
+    if not record:  # without a record the default holds, which is what the libraries leave unquantized
+        key = next((known for known in libraries if known.startswith(key.removesuffix(", null]"))), key)
+    if key not in libraries:
+        libraries[key] = mlc_llm_model.compile(out)
+    return libraries[key]
+
+
+def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator[dict[str, object]]:
+    """Yield a row for each format and quantization of a model."""
+    libraries: dict[str, Path] = {}
+    for form in FORMATS:
+        checkpoint, meaning = make_checkpoint(folder, model, form)
+        torch_model = reference.reference_model(meaning)
+        prompt = np.random.default_rng(0).integers(3, torch_model.config.vocab_size, PROMPT).tolist()
+        tokens, expected = reference.reference_steps(torch_model, prompt, STEPS + 1)
+        for quantization in quantizations:
+            out = folder / f"{model}-{form}-{quantization}"
+            library = build(checkpoint, out, quantization, libraries)
+            compiled = mlc_llm_model.CompiledModel(library, mlc_llm_model.read_parameters(out))
+            single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
+            cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
+            yield {
+                "model": model,
+                "format": form,
+                "quantization": quantization,
+                "prompt": PROMPT,
+                "steps": STEPS,
+                "cosine_prefill": float(cosines[0]),
+                "cosine_decode_min": float(cosines[1:].min()),
+                "greedy_equal": min(int((logits.argmax(-1) == tokens).sum()) for logits in (single, batch)),
+            }
+
+
+def main() -> None:
+    """Verify and print, and write what was seen if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--quantizations", default=",".join(QUANTIZATIONS))
+    parser.add_argument("--folder", help="where to work and to leave everything; must be empty")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    if why := mlc_llm_model.missing():
+        sys.exit(why)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for model in arguments.models.split(","):
+            folder = Path(arguments.folder or temporary)
+            for row in verify(folder, model, tuple(arguments.quantizations.split(","))):
+                rows.append(row)
+                print(row, flush=True)
+    if arguments.json:
+        write(Path(arguments.json), rows)
+
+
+if __name__ == "__main__":
+    main()
