@@ -19,8 +19,8 @@ EIGHTS = (1, 2, 4)
 #: Most blocks along the grid's second axis (CUDA C++ Programming Guide, "Technical Specifications").
 MAX_TILES = 65535
 #: Pieces of weights times eights of rows that a turn of the main loop may hold: experts need several kernels, and
-#: what is longer takes longer to compile.
-_PIECES_PER_TURN = 32
+#: what is longer takes longer to compile, and ptxas may keep some of its registers in memory.
+_PIECES_PER_TURN = 16
 
 
 def max_rows(experts: int) -> int:
