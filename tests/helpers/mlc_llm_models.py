@@ -35,6 +35,17 @@ def check(model, preset):
     }
 
 
+def group_quantized(model, preset):
+    """Return what is wrong with a model in MLC-LLM's own quantization, None if nothing is."""
+    config, quantization = model.config.from_dict(one_block(preset)), QUANTIZATION["q4f16_1"]
+    try:
+        model.quantize["group-quant"](config, quantization)
+        model.source["huggingface-safetensor"](config, quantization)
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+
 def main():
     """Print a row for each model."""
     rows = {}
@@ -48,7 +59,10 @@ def main():
             try:
                 rows[name] = check(model, presets[0])
             except Exception as error:
-                rows[name] = {"error": f"{type(error).__name__}: {error}"}
+                rows[name] = {
+                    "error": f"{type(error).__name__}: {error}",
+                    "with q4f16_1": group_quantized(model, presets[0]),
+                }
     print("RESULT", json.dumps(rows))
 
 
