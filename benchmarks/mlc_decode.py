@@ -53,8 +53,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def check(session: Any, row: dict[str, Any]) -> np.ndarray:
-    """Compare a prefill and a decode step with float32; return the step's logits."""
+def check(session: Any, row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Compare a prefill and a decode step with float32; keep the step's logits beside the row."""
     from benchmarks.mlc_reference import Reference
 
     tokens = min(CHECKED_TOKENS, session.chunk)
@@ -66,6 +66,7 @@ def check(session: Any, row: dict[str, Any]) -> np.ndarray:
     for _ in range(3):
         steps.append(session.decode(x[:, tokens:].contiguous(), [0]).numpy())
         session.pop([0])
+    np.save(arguments.output.with_suffix(".npy"), steps[0])
     row["finite"] = bool(np.isfinite(prefill).all() and np.isfinite(steps[0]).all())
     row["replay_equal"] = all(np.array_equal(steps[0], step) for step in steps[1:])
     try:
@@ -75,7 +76,6 @@ def check(session: Any, row: dict[str, Any]) -> np.ndarray:
     else:
         row["cosine_prefill"] = cosine(prefill, expected[tokens - 1])
         row["cosine_decode"] = cosine(steps[0], expected[tokens])
-    return steps[0]
 
 
 def measure(session: Any, row: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -136,11 +136,9 @@ def run_one(arguments: argparse.Namespace) -> None:
             )
         )
         row["load_seconds"] = round(time.perf_counter() - start, 1)
-        for part in (measure, check):
+        for part in (check, measure):
             try:
-                result = part(session, row, arguments) if part is measure else check(session, row)
-                if part is check:
-                    np.save(arguments.output.with_suffix(".npy"), result)
+                part(session, row, arguments)
             except Exception:
                 row[f"{part.__name__}_error"] = traceback.format_exc(limit=4)
             arguments.output.write_text(json.dumps(row))
@@ -177,6 +175,15 @@ def torch_linears(shape: dict[str, int], tokens: int, device: str) -> dict[str, 
     return result
 
 
+def apart(command: list[str], seconds: float) -> str | None:
+    """Run a command for at most some seconds; return what went wrong, or None."""
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:.0f} s"
+    return f"exit code {done.returncode}: {done.stderr[-1500:]}" if done.returncode else None
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure every library in a process of its own and write the result after each."""
     names = [variant.name for variant in VARIANTS if (arguments.libs / f"{variant.name}.json").is_file()]
@@ -203,11 +210,7 @@ def run(arguments: argparse.Namespace) -> None:
             if left < 10:
                 rows.append({"name": name, "error": "no time was left"})
                 continue
-            try:
-                done = subprocess.run(command, timeout=left, capture_output=True, text=True)
-                failure = f"exit code {done.returncode}: {done.stderr[-1500:]}" if done.returncode else None
-            except subprocess.TimeoutExpired:
-                failure = f"not done after {left:.0f} s"
+            failure = apart(command, left)
             row = json.loads(output.read_text()) if output.is_file() else {"name": name}
             if failure is not None:
                 row["error"] = failure

@@ -17,6 +17,7 @@ from tvm import relax
 from tvm_ffi import Shape
 
 from benchmarks.mlc_weights import Weights
+from nvfp4_tvm.codegen.cuda_runtime import load_cuda_runtime
 
 #: As MLC's engine.
 PAGE_SIZE = 16
@@ -39,6 +40,8 @@ class Session:
 
     def __init__(self, library: Path, described: dict[str, Any], device: str, tokens: int) -> None:
         self.shape, self.dtype = described["shape"], getattr(torch, described["model_dtype"])
+        if device == "cuda" and not load_cuda_runtime():
+            raise RuntimeError("TVM's CUDA runtime does not load on this machine")
         self.device_name, self.device = device, tvm.device(device, 0)
         self.vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), self.device)
         self.metadata = json.loads(self.vm["_metadata"]())

@@ -6,7 +6,8 @@ For each model: tiny checkpoints written by ModelOpt and compressed-tensors and 
 gen_config, convert_weight and compile on each, then a prompt and 8 greedy steps. The reference is transformers in
 float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
-that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library.
+that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library; rows
+of other models that the file has already stay there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
 FORMATS = ("modelopt", "compressed-tensors", "bf16")
 QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
+KEYS = ("model", "format", "quantization")
 PROMPT, STEPS = 37, 8
 
 
@@ -41,13 +43,25 @@ def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
     path = folder / f"{model}-{form}"
     settings = {"arch": model, **MODELS[model]}
     if form == "modelopt":
-        return (make_checkpoints.make_modelopt(path, **settings),) * 2
-    if form == "compressed-tensors":
-        return (make_checkpoints.make_compressed_tensors(path, **settings),) * 2
-    make_checkpoints.make_plain(path, **settings)
+        make_checkpoints.make_modelopt(path, **settings)
+    elif form == "compressed-tensors":
+        make_checkpoints.make_compressed_tensors(path, **settings)
+    else:
+        make_checkpoints.make_plain(path, **settings)
+    old_spelling(path / "config.json")
+    if form != "bf16":
+        return path, path
     quantized = folder / f"{model}-quantized"
     quantize_checkpoint(path, quantized)
     return path, quantized
+
+
+def old_spelling(file: Path) -> None:
+    """Spell RoPE's base as transformers did before version 5, which is what MLC-LLM reads."""
+    config = json.loads(file.read_text())
+    base = config["rope_parameters"].get("rope_theta")
+    if base is not None:
+        file.write_text(json.dumps({**config, "rope_theta": base}, indent=2))
 
 
 def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path]) -> Path:
@@ -102,15 +116,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if why := mlc_llm_model.missing():
         sys.exit(why)
-    rows = []
+    file = Path(arguments.json) if arguments.json else None
+    rows = json.loads(file.read_text())["rows"] if file and file.is_file() else []
     with tempfile.TemporaryDirectory() as temporary:
         for model in arguments.models.split(","):
             folder = Path(arguments.folder or temporary)
             for row in verify(folder, model, tuple(arguments.quantizations.split(","))):
-                rows.append(row)
                 print(row, flush=True)
-    if arguments.json:
-        write(Path(arguments.json), rows)
+                rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
+                if file:
+                    write(file, rows, mlc_llm=mlc_llm_model.revision())
 
 
 if __name__ == "__main__":

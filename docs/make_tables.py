@@ -101,6 +101,31 @@ def agreement(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table of all files that ``benchmarks/verify_mlc.py`` wrote."""
+    rows = [
+        [
+            f"{row['model']}, {row['format']}",
+            f"`{row['quantization']}`",
+            f"{row['cosine_prefill']:.6f}",
+            f"{row['cosine_decode_min']:.6f}",
+            f"{row['greedy_equal']} of {row['steps'] + 1}",
+        ]
+        for report in reports
+        for row in report["rows"]
+    ]
+    where = dict.fromkeys(
+        f"{report['cpu']}, {report['date']}, MLC-LLM {report['mlc_llm'][:8]}" for report in reports
+    )
+    steps = sorted({row["steps"] for report in reports for row in report["rows"]})
+    return (
+        f"{'; '.join(where)}: logits of libraries for the CPU beside transformers in float32 on the exactly "
+        f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
+        "cosine), and equal greedy tokens.\n\n"
+        + markdown_table(["", "", "prefill", "decode", "greedy tokens"], rows)
+    )
+
+
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
@@ -115,6 +140,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "large_models": ("large_models_*.json", convert_tables.large_models),
     "repack_gpu": ("repack_gpu_*.json", convert_tables.repack_gpu),
     "quantize": ("quantize_*.json", quantize),
+    "mlc_agreement": ("mlc_agreement_*.json", mlc_agreement),
 }
 
 

@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from nvfp4_tvm.arch import Arch, get_arch
+from nvfp4_tvm.arch import SUPPORTED, Arch, get_arch
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE

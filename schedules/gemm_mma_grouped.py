@@ -27,6 +27,8 @@ from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 #: Rows an expert has on average where configurations may change, and those that stand for all beyond the last.
 ROWS = (48, 64, 96, 128, 256)
 LARGE_ROWS = (512, 1024)
+#: Widest block that may hang over the last row of W: of wider ones ptxas then keeps some registers in memory.
+MAX_HANGING = 128
 #: See :data:`.gemm_mma_choice.WORTH_A_KERNEL`: routing blurs what divides the work evenly, and few kernels do.
 WORTH_A_KERNEL = 1.08
 
@@ -108,4 +110,9 @@ def _plan(N: int, K: int, experts: int, arch: Arch) -> tuple[tuple[MRange, MmaCo
         waves = 1.0 if blocks <= sms else blocks / sms + 0.5
         return launch_time(candidate, K, waves, blocks <= sms)
 
-    return plan(bounds, lambda part: fitting(arch), time, WORTH_A_KERNEL)
+    usable = [
+        candidate
+        for candidate in fitting(arch)
+        if candidate.config.block_n <= MAX_HANGING or N % candidate.config.block_n == 0
+    ]
+    return plan(bounds, lambda part: usable, time, WORTH_A_KERNEL)

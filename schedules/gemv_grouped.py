@@ -19,8 +19,8 @@ EIGHTS = (1, 2, 4)
 #: Most blocks along the grid's second axis (CUDA C++ Programming Guide, "Technical Specifications").
 MAX_TILES = 65535
 #: Pieces of weights times eights of rows that a turn of the main loop may hold: experts need several kernels, and
-#: what is longer takes longer to compile.
-_PIECES_PER_TURN = 32
+#: what is longer takes longer to compile, and ptxas may keep some of its registers in memory.
+_PIECES_PER_TURN = 16
 
 
 def max_rows(experts: int) -> int:
@@ -79,8 +79,13 @@ class GroupedGemv(KernelRule):
         return CudaKernel(f"{self.name}_m{NB * TOKENS}_{config}", (Launch(function, arguments, "tirx"),))
 
 
+#: Most warps of a block: of more, ptxas keeps some registers in memory, and experts make enough blocks.
+_MAX_WARPS = 16
+
+
 def choose(problem: GroupedProblem, tiles: int, NB: int, arch: Arch) -> GemvConfig:
     """Choose a configuration as for a weight that has the rows of all tiles' weights."""
-    best = max(candidates(problem.N * tiles, problem.K, NB, arch), key=lambda scored: scored[0])[1]
+    scored = candidates(problem.N * tiles, problem.K, NB, arch)
+    _, best = max((one for one in scored if one[1].KS <= _MAX_WARPS), key=lambda one: one[0])
     turns = max(1, min(best.unroll, _PIECES_PER_TURN // (best.NT * NB)) // best.D)
     return replace(best, unroll=turns * best.D)

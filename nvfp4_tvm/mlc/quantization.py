@@ -1,4 +1,4 @@
-"""The quantizations that MLC-LLM lists as ``nvfp4_skel`` and ``nvfp4_skel_f16``."""
+"""The quantizations that MLC-LLM lists: ``nvfp4_skel``, ``nvfp4_skel_full`` and both in float16."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class NVFP4Quantize:
         return quantize_model(self, model, quant_map, name_prefix, model_config)
 
 
+_FULL = {"quantize_embedding": True, "quantize_final_fc": True}
 ENTRIES = (
     NVFP4Quantize("nvfp4_skel", KIND, "bfloat16"),
     NVFP4Quantize("nvfp4_skel_f16", KIND, "float16"),
+    NVFP4Quantize("nvfp4_skel_full", KIND, "bfloat16", **_FULL),
+    NVFP4Quantize("nvfp4_skel_full_f16", KIND, "float16", **_FULL),
 )

@@ -23,6 +23,12 @@ def missing() -> str | None:
     return None if package.is_dir() else f"MLC_LLM_SOURCE: {package} is no folder"
 
 
+def revision() -> str:
+    """Return the commit of the checkout."""
+    command = ["git", "-C", SOURCE, "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def mlc_llm(*arguments, env=None, check=True):
     """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text."""
     python = str(Path(SOURCE) / "python")

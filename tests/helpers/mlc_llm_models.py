@@ -22,7 +22,7 @@ def one_block(config):
 def check(model, preset):
     """Return the packed layers of a model, or what is wrong."""
     config = model.config.from_dict(one_block(preset))
-    module, quant_map = model.quantize["nvfp4"](config, QUANTIZE)
+    module, _ = model.quantize["nvfp4"](config, QUANTIZE)
     parameters = dict(module.named_parameters())
     names = set(parameters)
     mapping = model.source["huggingface-safetensor"](config, QUANTIZE)
@@ -33,6 +33,17 @@ def check(model, preset):
         "unknown": sorted(mapped - names),
         "matrices": sorted(n for n, p in parameters.items() if len(p.shape) > 1 and n.endswith(".weight")),
     }
+
+
+def group_quantized(model, preset):
+    """Return what is wrong with a model in MLC-LLM's own quantization, None if nothing is."""
+    config, quantization = model.config.from_dict(one_block(preset)), QUANTIZATION["q4f16_1"]
+    try:
+        model.quantize["group-quant"](config, quantization)
+        model.source["huggingface-safetensor"](config, quantization)
+    except Exception as error:
+        return type(error).__name__
+    return None
 
 
 def main():
@@ -48,7 +59,10 @@ def main():
             try:
                 rows[name] = check(model, presets[0])
             except Exception as error:
-                rows[name] = {"error": f"{type(error).__name__}: {error}"}
+                rows[name] = {
+                    "error": f"{type(error).__name__}: {error}",
+                    "with q4f16_1": group_quantized(model, presets[0]),
+                }
     print("RESULT", json.dumps(rows))
 
 

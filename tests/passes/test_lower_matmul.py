@@ -358,5 +358,7 @@ def test_experts_on_cuda_are_built_for_the_rows_there_can_be(form, tokens, each,
 
 def test_a_target_without_kernels_is_refused():
     target = tvm.target.Target("vulkan")
-    with pytest.raises(TargetError, match=r"target vulkan: no NVFP4 kernels; supported are cuda \(sm_80, .*\), llvm"):
+    with pytest.raises(
+        TargetError, match=r"target vulkan: no NVFP4 kernels; supported are cuda \(sm_80, .*\), llvm"
+    ):
         LowerNVFP4Matmul(target)(packed_module([("n", 32)], 48, 32))

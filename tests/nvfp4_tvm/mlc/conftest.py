@@ -1,5 +1,6 @@
 """Puts the stand-in for MLC-LLM on the path, and makes checkpoints of its model."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -41,6 +42,8 @@ def plain(tmp_path_factory):
         add(f"{layer}.down_proj.weight", HIDDEN, INTERMEDIATE)
         add(f"{layer}.gate.weight", 8, HIDDEN)
         add(f"{layer}.norm.weight", HIDDEN)
+        for expert, part in itertools.product(range(2), ("gate", "up")):
+            add(f"{layer}.experts.{expert}.{part}_proj.weight", 32, HIDDEN)
     folder = tmp_path_factory.mktemp("plain")
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "small", "rms_norm_eps": 1e-6}))

@@ -14,17 +14,23 @@ import json, sys
 from mlc_llm.model import MODELS
 from mlc_llm.quantization import QUANTIZATION
 from mlc_llm.loader import LOADER
-import mlc_llm.interface.gen_config, mlc_llm.interface.convert_weight
+import mlc_llm.interface.gen_config, mlc_llm.interface.convert_weight, mlc_llm.compiler_pass.pipeline
+from tvm.relax.pipeline import PIPELINE_MAP
 print(json.dumps({
     "quantizations": list(QUANTIZATION),
+    "pipeline": hasattr(PIPELINE_MAP["mlc_llm"], "_nvfp4_tvm_pipeline"),
+    "wrapped": [
+        mlc_llm.interface.gen_config.gen_config.__wrapped__.__name__,
+        mlc_llm.interface.convert_weight.convert_weight.__wrapped__.__name__,
+    ],
     "models": {name: list(model.quantize) for name, model in MODELS.items()},
 }))
 """
-FIRST, LAST = "import nvfp4_tvm.mlc\n" + SHOW, SHOW.replace("print(", "import nvfp4_tvm.mlc\nprint(")
+LAST = SHOW.replace("print(", "import nvfp4_tvm.mlc\nprint(")
 BY_HOOK = "import nvfp4_tvm_mlc_hook\n" + SHOW
 
 
-@pytest.mark.parametrize("code", [FIRST, LAST, BY_HOOK], ids=["plug-in first", "mlc_llm first", "hook"])
+@pytest.mark.parametrize("code", [LAST, BY_HOOK], ids=["mlc_llm first", "hook"])
 def test_registries(code):
     path = os.pathsep.join([str(ROOT / "tests" / "helpers" / "mlc_stand_in"), str(ROOT / "startup")])
     done = subprocess.run(
@@ -35,6 +41,8 @@ def test_registries(code):
     assert {"nvfp4_skel", "nvfp4_skel_f16", "q0bf16"} <= set(shown["quantizations"])
     assert "nvfp4" in shown["models"]["small"]
     assert shown["models"]["other"] == ["no-quant"]
+    assert shown["wrapped"] == ["gen_config", "convert_weight"]
+    assert shown["pipeline"]
 
 
 def test_importing_the_plug_in_imports_neither_mlc_llm_nor_tvm():

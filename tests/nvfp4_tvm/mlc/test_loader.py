@@ -60,6 +60,19 @@ def test_fused_layers_keep_each_parts_global_scale(mlc_llm, small, form, request
             np.testing.assert_array_equal(arrays[f"layers.1.{name}.{field}"], getattr(want, field))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_experts_are_stacked(mlc_llm, small, form, request):
+    checkpoint = request.getfixturevalue(form)
+    arrays, *_ = load(mlc_llm, small, checkpoint)
+    source = open_checkpoint(checkpoint)
+    for expert in range(2):
+        parts = (f"model.layers.0.experts.{expert}.{part}_proj" for part in ("gate", "up"))
+        tensors = [source.nvfp4(part) for part in parts]
+        want = layout.concat([layout.pack(t.codes, t.scales, t.global_scale) for t in tensors])
+        for field in ("words", "scales", "global_scale"):
+            np.testing.assert_array_equal(arrays[f"layers.0.experts.{field}"][expert], getattr(want, field))
+
+
 def test_unquantized_parameters_are_as_they_were(mlc_llm, small, modelopt, plain):
     arrays, *_ = load(mlc_llm, small, modelopt)
     tensors = load_file(plain / "model.safetensors")

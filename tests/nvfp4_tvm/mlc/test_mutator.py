@@ -6,7 +6,7 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.mlc.quantization import NVFP4Quantize
 
-DEFAULT = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+DEFAULT = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "experts"}
 
 
 def quantized(small, quantization, config=None):

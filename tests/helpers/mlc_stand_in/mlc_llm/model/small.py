@@ -7,6 +7,7 @@ import numpy as np
 from tvm.relax.frontend import nn
 
 from mlc_llm.loader import ExternMapping
+from mlc_llm.nn.expert import MixtralExperts
 from mlc_llm.support.config import ConfigBase
 from mlc_llm.support.tensor_parallel import ShardSingleDim
 
@@ -31,7 +32,7 @@ class Embedding(nn.Embedding):
 
 
 class Layer(nn.Module):
-    """The linear layers of a Llama block in a row; attention is not of interest here."""
+    """The layers of a Llama block in a row, and experts; attention and routing are not of interest here."""
 
     def __init__(self, config):
         shards = config.tensor_parallel_shards
@@ -44,12 +45,14 @@ class Layer(nn.Module):
         self.gate_up_proj = nn.Linear(hidden, 2 * i, bias=False)
         self.down_proj = nn.Linear(i, hidden, bias=False)
         self.gate = nn.Linear(hidden, 8, bias=False)
+        self.experts = MixtralExperts(2, hidden, 64 // shards)
         self.norm = nn.RMSNorm(hidden, -1, 1e-6, bias=False)
         for layer, strategy in (
             (self.qkv_proj, ShardSingleDim("_shard_qkv", 0, [q, kv, kv])),
             (self.o_proj, ShardSingleDim("_shard_o", 1)),
             (self.gate_up_proj, ShardSingleDim("_shard_up", 0, [i, i])),
             (self.down_proj, ShardSingleDim("_shard_down", 1)),
+            (self.experts, ShardSingleDim("_shard_experts", 1, [32 // shards, 32 // shards])),
         ):
             layer.weight.attrs["shard_strategy"] = strategy
         self.qkv_proj.bias.attrs["shard_strategy"] = ShardSingleDim("_shard_qkv_bias", 0, [q, kv, kv])
@@ -86,6 +89,11 @@ class Small(nn.Module):
         return nn.spec.ModuleSpec.from_raw({"forward": forward}, self)
 
 
+def _stack(*parts, dtype):
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return np.stack([np.concatenate(pair, axis=0) for pair in pairs]).astype(dtype)
+
+
 def _concatenate(*parts, dtype):
     return np.concatenate(parts, axis=0).astype(dtype)
 
@@ -100,13 +108,14 @@ def huggingface(model_config, quantization):
     for name, parameter in parameters.items():
         module, _, suffix = name.rpartition(".")
         parent, _, last = module.rpartition(".")
-        names = (
-            [f"model.{parent}.{part}.{suffix}" for part in fused[last]]
-            if last in fused
-            else [f"model.{name}"]
-        )
+        names, function = [f"model.{name}"], _concatenate
+        if last in fused:
+            names = [f"model.{parent}.{part}.{suffix}" for part in fused[last]]
         if last == "lm_head":
             names = [name]
-        mapping.add_mapping(name, names, functools.partial(_concatenate, dtype=parameter.dtype))
+        if last == "experts":
+            pairs = [f"model.{module}.{expert}.{{}}_proj.weight" for expert in range(2)]
+            names, function = [pair.format(part) for pair in pairs for part in ("gate", "up")], _stack
+        mapping.add_mapping(name, names, functools.partial(function, dtype=parameter.dtype))
     mapping.add_unused("model.rotary.inv_freq")
     return mapping
