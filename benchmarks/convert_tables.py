@@ -20,7 +20,7 @@ def convert(reports: Sequence[dict[str, Any]]) -> str:
             for row in report["rows"]
         ]
         parts.append(
-            f"{_where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
+            f"{where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
             "same bytes; the fastest of 15 runs in turns, of 1 where a run takes seconds or is NumPy's.\n\n"
             + markdown_table(["", "GB/s", "of memcpy"], rows)
         )
@@ -66,9 +66,9 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
             if some:
                 full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
                 rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
-    where = "; ".join(dict.fromkeys(_machine(report) for report in reports))
+    machines = "; ".join(dict.fromkeys(_machine(report) for report in reports))
     return (
-        f"{where}: seconds of the command, the peak memory of its process (by `/usr/bin/time -v`, mapped files "
+        f"{machines}: seconds of the command, the peak memory of its process (by `/usr/bin/time -v`, mapped files "
         "included), and the load average before, by other programs, which the times suffer from. Rows marked "
         "as extrapolated scale a measured time by the bytes read, and with it that of building the library, which "
         "does not grow with the layers; memory does not depend on their number. Weights that are holes in their "
@@ -77,7 +77,7 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _where(report: dict[str, Any]) -> str:
+def where(report: dict[str, Any]) -> str:
     """Return the machine, the day, and how busy others kept it."""
     return f"{_machine(report)}, load average {report['load_before']} before, by other programs"
 
