@@ -315,7 +315,10 @@ def _starts(
     ends: Sequence[int | None],
     settings: Settings,
 ) -> Generator[list[Trial], Outcomes, list[int]]:
-    """Return the first M of each winner: below it, what runs without a record is faster somewhere."""
+    """Return the first M of each winner: below it, what runs without a record is faster somewhere.
+
+    Where that one is faster it stays, as far as its tiles are then fuller: its time would be the same.
+    """
     lows = [part.M.low for part, _ in winners]
     for i, ((part, _), (upper, _)) in enumerate(pairwise(winners)):
         end = ends[i]
@@ -335,9 +338,20 @@ def _starts(
         return lows
     outcomes = yield [trial for pairs in rivals.values() for pair in pairs for trial in pair]
     for i, pairs in rivals.items():
-        lost = [mine.rows for mine, own in pairs if outcomes[mine].cost > outcomes[own].cost]
-        lows[i] = max(lost, default=lows[i] - 1) + 1
+        lost = [own for mine, own in pairs if outcomes[mine].cost > outcomes[own].cost]
+        if lost:
+            lows[i] = _last(problem, arch, lost[-1], winners[i][0].rows) + 1
     return lows
+
+
+def _last(problem: MatmulProblem, arch: Arch, own: Trial, rows: int) -> int:
+    """Return the last M below some rows that still gets the kernel of a trial without a record: more of its tile."""
+    last = own.rows
+    for M in range((own.rows // _TOKENS + 1) * _TOKENS, rows, _TOKENS):
+        if dispatched(problem, MRange(M, M), arch) != own.candidate:
+            break
+        last = M
+    return last
 
 
 def _findings(

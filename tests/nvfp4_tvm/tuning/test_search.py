@@ -162,7 +162,10 @@ def test_a_winner_leaves_the_rows_it_is_not_best_for():
         return 9.0 if trial.rows > 300 else 11.0
 
     (finding,), trials = run(replace(SETTINGS, ranges=(M,)), cost=cost)
-    assert finding.M == MRange(258, 512) and not finding.own and finding.candidate != default
+    # 257 rows need a tile that is as fast with 280 rows
+    low, last = finding.M.low, [dispatched(PROBLEM, MRange(M, M), arch) for M in (280, finding.M.low)]
+    assert 280 < low < 377 and last[0] == own[257] != last[1]
+    assert finding.M.high == 512 and not finding.own and finding.candidate != default
     assert {t.rows for t in trials if t.round == 3} == {257, 377}
 
 
