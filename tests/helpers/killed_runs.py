@@ -42,39 +42,44 @@ def killed_quantizations(source, folder, kills):
     return _killed(lambda out: quantize_checkpoint(source, out, max_shard_bytes=SHARD_BYTES), folder, kills)
 
 
-def killed_compilations(source, folder, kills):
-    """See `_killed`; a run compiles a checkpoint, and finds its library in the cache but not its parameters."""
-    return _killed(_compilation(source, Path(folder)), folder, kills)
-
-
-class _Built(Exception):
-    """The library is built."""
+def disturbed_compilations(source, folder, kills):
+    """Return what `_killed` and `_faulty` return of compiling a checkpoint."""
+    folders = [Path(folder) / name for name in ("killed", "faulty")]
+    for each in folders:
+        each.mkdir()
+    compile = _compilation(source, Path(folder))
+    return _killed(compile, folders[0], kills), _faulty(compile, Path(source), folders[1])
 
 
 def _compilation(source, folder):
-    """Return ``f(out, **options)``, which compiles with a library from the cache and packs the parameters.
+    """Return ``f(out, **options)``, which compiles and finds a library in the cache, but no parameters.
 
-    The model and its library are made here, once, before anything is forked: they take longer than packing.
+    Kernels are not built: it would take most of the time, and they are one file. The model is made once, before
+    anything is forked.
     """
     packing.repack_function()
     os.environ["NVFP4_TVM_CACHE"] = str(folder / "cache")
-    made, export, parameters = [], compiler._export, compiler._parameters
+    made, export = [], compiler._export
 
     def export_once(*arguments):
         if not made:
             made.append(export(*arguments))
         return made[0]
 
-    def stop(*_arguments):
-        raise _Built
+    def build(_mod, _target, path):
+        path.write_bytes(b"a library")
 
     def compile(out, **options):
         for entry in folder.glob("cache/models/parameters-*"):
             shutil.rmtree(entry)
         nvfp4_tvm.compile(source, out, target="llvm", dtype="bfloat16", **options)
 
-    compiler._export, compiler._parameters = export_once, stop
-    with contextlib.suppress(_Built):
+    def stop(*_arguments):
+        raise InterruptedError("the model is made")
+
+    compiler._export, compiler._build_library = export_once, build
+    parameters, compiler._parameters = compiler._parameters, stop
+    with contextlib.suppress(OutputError):
         compile(folder / "never")
     compiler._parameters = parameters
     assert made and list(folder.glob("cache/models/library-*"))
@@ -113,14 +118,12 @@ def _killed(work, folder, kills):
     return counts
 
 
-def faulty_compilations(source, folder):
+def _faulty(compile, source, folder):
     """Compile with a full disk, with an input that vanishes, twice at a time; return the messages.
 
     The last output is compared with an undisturbed one.
     """
-    folder, messages = Path(folder), {}
-    compile = _compilation(source, folder)
-    shard = Path(source) / "model.safetensors"
+    messages, shard = {}, source / "model.safetensors"
 
     def refused(what, work):
         """Run ``work`` in a child and keep how it was refused."""
