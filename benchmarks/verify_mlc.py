@@ -84,8 +84,7 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
     for form in FORMATS:
         checkpoint, meaning = make_checkpoint(folder, model, form)
         torch_model = reference.reference_model(meaning)
-        prompt = np.random.default_rng(0).integers(3, torch_model.config.vocab_size, PROMPT).tolist()
-        tokens, expected = reference.reference_steps(torch_model, prompt, STEPS + 1)
+        prompt, tokens, expected = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
             library = build(checkpoint, out, quantization, libraries)
