@@ -6,8 +6,8 @@ For each model: tiny checkpoints written by ModelOpt and compressed-tensors and 
 gen_config, convert_weight and compile on each, then a prompt and 8 greedy steps. The reference is transformers in
 float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
-that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library; rows
-of other models that the file has already stay there.
+that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
+rows of other models that the file has already stay there.
 """
 
 from __future__ import annotations

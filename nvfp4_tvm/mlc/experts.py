@@ -6,15 +6,13 @@ each of the three parameters has E in front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mlc_llm.nn.expert import MixtralExperts
 from tvm import relax
 from tvm.relax.frontend import nn
 
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.mlc import compat
-from nvfp4_tvm.mlc.linear import FIELDS, NVFP4Weight
+from nvfp4_tvm.mlc.linear import NVFP4Weight
 from nvfp4_tvm.mlc.sharding import copy_sharding
 from nvfp4_tvm.op.grouped_matmul import grouped_matmul
 
@@ -40,7 +38,7 @@ class NVFP4Experts(NVFP4Weight):
 
     @classmethod
     def from_module(
-        cls, layer: MixtralExperts, name: str, shape: Sequence[int], dtype: str, shards: int
+        cls, layer: MixtralExperts, name: str, shape: tuple[int, int, int], dtype: str, shards: int
     ) -> NVFP4Experts:
         """Return the layer that takes the place of experts whose weights have ``shape``.
 
@@ -78,5 +76,4 @@ class NVFP4Experts(NVFP4Weight):
                 f"layer {self.name}: indptr is {indptr.dtype}{list(indptr.shape)}, expected "
                 f"int32[{self.experts + 1}], int64[{self.experts}] or int32[1, experts of a token]"
             )
-        packed = [getattr(self, field)._expr for field in FIELDS]
-        return compat.tensor(grouped_matmul(x._expr, *packed, expr, N=self.N), "nvfp4_experts")
+        return compat.tensor(grouped_matmul(x._expr, *self.exprs(), expr, N=self.N), "nvfp4_experts")

@@ -6,8 +6,7 @@ and K of one shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from tvm import relax
 from tvm.relax.frontend import nn
 
 from nvfp4_tvm import layout
@@ -45,11 +44,15 @@ class NVFP4Weight(nn.Module):
         """Return the three parameters by name."""
         return {field: getattr(self, field) for field in FIELDS}
 
+    def exprs(self) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+        """Return the three parameters as Relax expressions, in the order that operators take them."""
+        return self.words._expr, self.scales._expr, self.global_scale._expr
+
     def product(self, x: nn.Tensor, out_dtype: str | None, bias: nn.Tensor | None = None) -> nn.Tensor:
         """``x [..., K]`` times the transposed weight, plus the bias, accumulated in float32."""
         fused = bias if bias is not None and bias.dtype == x.dtype else None
-        packed = [parameter._expr for parameter in self.packed().values()]
-        expr = matmul(x._expr, *packed, None if fused is None else fused._expr, N=self.N, out_dtype=out_dtype)
+        bias_expr = None if fused is None else fused._expr
+        expr = matmul(x._expr, *self.exprs(), bias_expr, N=self.N, out_dtype=out_dtype)
         y = compat.tensor(expr, "nvfp4_matmul")
         return y if fused is bias else y + bias
 
@@ -71,7 +74,7 @@ class NVFP4Linear(NVFP4Weight):
 
     @classmethod
     def from_module(
-        cls, layer: nn.Linear, name: str, shape: Sequence[int], dtype: str, shards: int
+        cls, layer: nn.Linear, name: str, shape: tuple[int, int], dtype: str, shards: int
     ) -> NVFP4Linear:
         """Return the layer that takes the place of a linear layer whose weight has ``shape``.
 
@@ -102,7 +105,7 @@ class NVFP4Embedding(NVFP4Weight):
 
     @classmethod
     def from_module(
-        cls, layer: nn.Embedding, name: str, shape: Sequence[int], dtype: str, shards: int
+        cls, layer: nn.Embedding, name: str, shape: tuple[int, int], dtype: str, shards: int
     ) -> NVFP4Embedding:
         """Return the layer that takes the place of an embedding whose table has ``shape``.
 
@@ -117,8 +120,8 @@ class NVFP4Embedding(NVFP4Weight):
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         """``int32 [...]`` to ``[..., K]``."""
-        packed = [parameter._expr for parameter in self.packed().values()]
-        return compat.tensor(take(*packed, ids._expr, N=self.N, K=self.K, out_dtype=self.dtype), "embedding")
+        rows = take(*self.exprs(), ids._expr, N=self.N, K=self.K, out_dtype=self.dtype)
+        return compat.tensor(rows, "embedding")
 
     def lm_head_forward(self, x: nn.Tensor) -> nn.Tensor:
         """Logits in float32, of a head that is tied to the embedding."""

@@ -10,10 +10,10 @@ from nvfp4_tvm import layout, numerics, packing
 from nvfp4_tvm.checkpoint.base import NVFP4Tensor
 from nvfp4_tvm.quantize import fused_groups
 from nvfp4_tvm.quantizing import quantize
-from nvfp4_tvm.scaling import global_scale_from_amax
+from nvfp4_tvm.scaling import Arithmetic, global_scale_from_amax
 
 #: Whose order of float32 operations weights are quantized in on the way: that of `nvfp4-tvm quantize`.
-ARITHMETIC = "compressed-tensors"
+ARITHMETIC: Arithmetic = "compressed-tensors"
 
 
 def quantize_parts(weights: dict[str, np.ndarray]) -> list[NVFP4Tensor]:

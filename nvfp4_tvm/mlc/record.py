@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from nvfp4_tvm.checkpoint.base import open_checkpoint, quantization_config
+from nvfp4_tvm.checkpoint.compressed_tensors import CompressedTensors
+from nvfp4_tvm.checkpoint.modelopt import ModelOpt
 from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import read_json
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.mlc.quantization import KIND
+from nvfp4_tvm.mlc.rebind import rebind
 
 KEY = "nvfp4"
 _ATTRIBUTE = "_nvfp4_record"
@@ -113,6 +116,14 @@ def record_of(config: Any) -> Record | None:
     return getattr(config, _ATTRIBUTE, None)
 
 
+def _is_read_here(quantization: Any) -> bool:
+    """Return whether a ``quantization_config`` is of a format that this package reads."""
+    formats = (ModelOpt, CompressedTensors)
+    return isinstance(quantization, dict) and any(
+        form.detect({"quantization_config": quantization}, Path()) for form in formats
+    )
+
+
 def carry_records(module: Any) -> None:
     """Teach ``mlc_llm.support.config.ConfigBase`` to keep the record from file to object and back."""
     base = module.ConfigBase
@@ -122,6 +133,8 @@ def carry_records(module: Any) -> None:
     def from_dict_with_record(cls: type, source: dict[str, Any]) -> Any:
         source = dict(source)
         value = source.pop(KEY, None)
+        if _is_read_here(source.get("quantization_config")):
+            del source["quantization_config"]  # some models refuse what they do not know
         config = from_dict(cls, source)
         if value is not None:
             setattr(config, _ATTRIBUTE, Record.from_dict(value))
@@ -165,4 +178,4 @@ def write_records(module: Any) -> None:
             file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         return result
 
-    module.gen_config = gen_config_with_record
+    rebind(module, "gen_config", gen_config_with_record)

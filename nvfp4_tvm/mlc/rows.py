@@ -20,7 +20,7 @@ class _Numbers(np.ndarray):
         result = super().__array_function__(func, types, args, kwargs)  # np.concatenate returns a base array
         return result.view(_Numbers) if isinstance(result, np.ndarray) else result
 
-    def astype(self, *_args: Any, **_kwargs: Any) -> _Numbers:  # type: ignore[override]
+    def astype(self, *_args: Any, **_kwargs: Any) -> _Numbers:
         return self
 
 

@@ -19,9 +19,8 @@ if STAND_IN not in sys.path:
 HIDDEN, INTERMEDIATE, VOCABULARY = 128, 512, 512
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory):
-    """A bfloat16 checkpoint of the stand-in's model; every weight has a magnitude of its own."""
+def write_plain(folder, layers=2):
+    """Write a bfloat16 checkpoint of the stand-in's model; every weight has a magnitude of its own."""
     rng, tensors = np.random.default_rng(0), {}
 
     def add(name, *shape):
@@ -31,7 +30,7 @@ def plain(tmp_path_factory):
     add("model.embed_tokens.weight", VOCABULARY, HIDDEN)
     add("lm_head.weight", VOCABULARY, HIDDEN)
     add("model.vision.weight", HIDDEN, HIDDEN)
-    for index in range(2):
+    for index in range(layers):
         layer = f"model.layers.{index}"
         for part, rows in (("q_proj", 128), ("k_proj", 64), ("v_proj", 64)):
             add(f"{layer}.{part}.weight", rows, HIDDEN)
@@ -44,10 +43,24 @@ def plain(tmp_path_factory):
         add(f"{layer}.norm.weight", HIDDEN)
         for expert, part in itertools.product(range(2), ("gate", "up")):
             add(f"{layer}.experts.{expert}.{part}_proj.weight", 32, HIDDEN)
-    folder = tmp_path_factory.mktemp("plain")
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "small", "rms_norm_eps": 1e-6}))
+    config = {"model_type": "small", "num_hidden_layers": layers, "rms_norm_eps": 1e-6}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A bfloat16 checkpoint of two layers."""
+    return write_plain(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="session")
+def tall(tmp_path_factory):
+    """A bfloat16 checkpoint of 16 layers, and the same in NVFP4."""
+    folder = write_plain(tmp_path_factory.mktemp("tall"), 16)
+    quantize_checkpoint(folder, folder.with_name("tall-quantized"))
+    return folder, folder.with_name("tall-quantized")
 
 
 def _quantized(plain, factory, form):

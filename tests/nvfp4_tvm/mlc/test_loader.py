@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -96,6 +97,27 @@ def test_the_f16_entry_casts_what_stays_unquantized(mlc_llm, small, modelopt):
     arrays, *_ = load(mlc_llm, small, modelopt, "nvfp4_skel_f16")
     dtypes = {name.rpartition(".")[2]: str(array.dtype) for name, array in arrays.items()}
     assert dtypes["weight"] == dtypes["bias"] == "float16" and dtypes["global_scale"] == "float32"
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_memory_holds_one_layer_at_a_time(mlc_llm, small, tall, quantized):
+    import tvm
+
+    checkpoint = tall[quantized]
+    quantization = mlc_llm.quantization.QUANTIZATION["nvfp4_skel"]
+    config = small.config.from_file(checkpoint / "config.json")
+    mapping = small.source[SOURCE](config, quantization)
+    loader = mlc_llm.loader.LOADER[SOURCE](path=checkpoint / "model.safetensors", extern_param_map=mapping)
+    largest = 2 * 1024 * 128  # gate_up_proj in bfloat16
+    for _ in loader.load(device=tvm.cpu()):  # compiles the kernels
+        pass
+    tracemalloc.start()
+    try:
+        total = sum(value.numpy().nbytes for _, value in loader.load(device=tvm.cpu()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * largest < total / 3
 
 
 def changed(checkpoint, folder, change):

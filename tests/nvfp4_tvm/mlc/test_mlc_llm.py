@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,28 @@ def test_every_model_that_supports_group_quantization():
 def test_the_configuration_records_what_is_unquantized(checkpoint, converted):
     record = json.loads((converted / "mlc-chat-config.json").read_text())["model_config"]["nvfp4"]
     assert set(record["unquantized"]) == {"lm_head", "model.embed_tokens", "model.layers.1.self_attn.o_proj"}
+
+
+def test_just_in_time_compilation_tells_models_with_other_records_apart(converted, tmp_path):
+    other = shutil.copytree(converted, tmp_path / "other")
+    config = json.loads((other / "mlc-chat-config.json").read_text())
+    config["model_config"]["nvfp4"]["unquantized"].append("model.layers.0.mlp.down_proj")
+    (other / "mlc-chat-config.json").write_text(json.dumps(config))
+    shown = run_python(
+        """
+import sys
+from pathlib import Path
+from mlc_llm.interface import jit
+jit.subprocess.run = lambda command, **_: Path(command[command.index("--output") + 1]).touch()
+home = jit.MLC_LLM_HOME = Path(sys.argv[1])
+(home / "model_lib").mkdir()
+for folder in sys.argv[2:]:
+    print("RESULT", jit.jit(Path(folder), {}, "cpu").model_lib_path)
+""",
+        str(tmp_path), str(converted), str(converted), str(other),
+    )  # fmt: skip
+    first, again, third = (line for line in shown.splitlines() if line.startswith("RESULT"))
+    assert first == again != third
 
 
 def test_parameters_on_disk_are_the_packed_checkpoint(checkpoint, converted):

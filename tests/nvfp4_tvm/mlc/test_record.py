@@ -57,6 +57,15 @@ def test_without_weights_there_is_no_record_to_write(mlc_llm, small, modelopt, t
         chat_config(mlc_llm, small, tmp_path, tmp_path / "out")
 
 
+def test_models_see_the_quantization_configs_that_are_theirs(small):
+    fp8 = {"quant_method": "fp8"}
+    assert small.config.from_dict({"quantization_config": fp8}).kwargs == {"quantization_config": fp8}
+    for method in ("modelopt", "compressed-tensors"):
+        assert small.config.from_dict({"quantization_config": {"quant_method": method}}).kwargs == {}
+    with pytest.raises(AssertionError):
+        small.config.from_dict({"quantization_config": {"quant_method": "awq"}})
+
+
 @pytest.mark.parametrize("value", [[], {"format": "modelopt"}, {"format": 3, "unquantized": []}])
 def test_a_damaged_record_is_refused(small, value):
     with pytest.raises(CheckpointError, match="write it again with gen_config"):

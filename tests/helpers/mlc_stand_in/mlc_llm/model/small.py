@@ -25,6 +25,10 @@ class SmallConfig(ConfigBase):
     tensor_parallel_shards: int = 1
     kwargs: dict = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        method = self.kwargs.get("quantization_config", {}).get("quant_method")
+        assert method in (None, "fp8"), "as several of MLC-LLM's models"
+
 
 class Embedding(nn.Embedding):
     def lm_head_forward(self, x):
