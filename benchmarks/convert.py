@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -28,13 +30,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import torch_baseline  # noqa: E402
 from benchmarks.record import write  # noqa: E402
 from nvfp4_tvm import layout, numerics, packing, quantizing  # noqa: E402
 from nvfp4_tvm.buffers import Buffers  # noqa: E402
 from nvfp4_tvm.checkpoint.storage import SafetensorsFile  # noqa: E402
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter  # noqa: E402
 from nvfp4_tvm.runtime.threads import cores  # noqa: E402
-from nvfp4_tvm.torch_packed import pack as torch_pack  # noqa: E402
+from nvfp4_tvm.scaling import Arithmetic, Method  # noqa: E402
 
 #: gate_up of a 31B model, and a quarter of it for quantizing: both are beyond any cache.
 N, K = 43008, 5376
@@ -112,15 +115,15 @@ def repack(folder: Path) -> list[dict[str, Any]]:
         layout.pack(codes, scales, scale),
         packing.pack([codes], [scales], [scale], buffers=buffers),
     )
-    others = torch_pack(*tensors, torch.tensor([scale]))
     for field in ("words", "scales", "global_scale"):
         assert getattr(found, field).tobytes() == getattr(expected, field).tobytes(), field
-        assert getattr(others, field).numpy().tobytes() == getattr(expected, field).tobytes(), field
+    for tensor, field in zip(torch_baseline.pack(*tensors), ("words", "scales"), strict=True):
+        assert tensor.numpy().tobytes() == getattr(expected, field).tobytes(), field
     contenders = {
         "memcpy": copier([codes, scales]),
         "nvfp4_tvm": lambda: packing.pack([codes], [scales], [scale], buffers=buffers),
         "NumPy": lambda: layout.pack(codes, scales, scale),
-        "PyTorch": lambda: torch_pack(*tensors, torch.tensor([scale])),
+        "PyTorch": lambda: torch_baseline.pack(*tensors),
     }
     return rows_of("repack", codes.nbytes + scales.nbytes, best_seconds(contenders, {"NumPy", "PyTorch"}))
 
@@ -129,23 +132,25 @@ def quantize(folder: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     noise = (0.02 * rng.standard_normal((N // 4, K), np.float32)).astype(ml_dtypes.bfloat16)
     weight = mapped(folder, {"weight": noise})["weight"]
-    rows = []
-    for arithmetic in ("modelopt", "compressed-tensors"):
-        stored = numerics.global_scale_from_amax(numerics.amax(weight), arithmetic=arithmetic)
-        buffers = Buffers()
-        codes, scales, _ = numerics.quantize(weight, arithmetic=arithmetic)
-        found = quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers)
-        assert np.array_equal(found[0], codes) and np.array_equal(found[1], scales)
+    largest, rows = numerics.amax(weight), []
+    for arithmetic, method in itertools.product(get_args(Arithmetic), get_args(Method)):
+        compiled = partial(
+            quantizing.quantize, weight, largest, arithmetic=arithmetic, method=method, buffers=Buffers()
+        )
+        reference = partial(numerics.quantize, weight, arithmetic=arithmetic, method=method)
+        for found, expected in zip(compiled(), reference(), strict=False):
+            assert np.array_equal(found, expected), (arithmetic, method)
         contenders = {
             "memcpy": copier([weight]),
-            "nvfp4_tvm": lambda: quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
-            "nvfp4_tvm, with the pass for the largest magnitude": lambda: (
+            "nvfp4_tvm": compiled,
+            "nvfp4_tvm, with the pass for the largest magnitude": lambda f=compiled: (
                 numerics.amax(weight),
-                quantizing.quantize(weight, stored, arithmetic=arithmetic, buffers=buffers),  # noqa: B023
+                f(),
             ),
-            "NumPy": lambda: numerics.quantize(weight, arithmetic=arithmetic),  # noqa: B023
+            "NumPy": reference,
         }
-        rows += rows_of(f"quantize, {arithmetic}", weight.nbytes, best_seconds(contenders, {"NumPy"}))
+        what = f"quantize, {arithmetic}, {method}"
+        rows += rows_of(what, weight.nbytes, best_seconds(contenders, {"NumPy"}))
     return rows
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.large_models import MODELS, checkpoint_bytes
 from benchmarks.markdown import markdown_table
+from nvfp4_tvm.schedules.repack_kernel import Config
 
 
 def convert(reports: Sequence[dict[str, Any]]) -> str:
@@ -18,7 +20,7 @@ def convert(reports: Sequence[dict[str, Any]]) -> str:
             for row in report["rows"]
         ]
         parts.append(
-            f"{_where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
+            f"{where(report)}: bytes (10^9) of weights read a second, and that beside a parallel `memcpy` of the "
             "same bytes; the fastest of 15 runs in turns, of 1 where a run takes seconds or is NumPy's.\n\n"
             + markdown_table(["", "GB/s", "of memcpy"], rows)
         )
@@ -35,12 +37,15 @@ def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
                 f"{row['us']:.1f}",
                 f"{row['copy_us']:.1f}",
                 f"{100 * row['of_copy']:.0f} %",
+                f"{row['pack_us']:.0f}",
             ]
             for row in report["rows"]
+            if row["config"] == asdict(Config())
         ]
         parts.append(
-            f"{report['gpu']}, {report['date']}: microseconds of the repack kernel and of a copy of the "
-            "same bytes.\n\n" + markdown_table(["", "repack", "copy", "of the copy's speed"], rows)
+            f"{report['gpu']}, {report['date']}: microseconds of the repack kernel, of a copy of the "
+            "same bytes on the device, and of `nvfp4_tvm.torch.pack`, which also looks at the values.\n\n"
+            + markdown_table(["", "repack", "copy", "of the copy's speed", "pack"], rows)
         )
     return "\n".join(parts)
 
@@ -61,20 +66,24 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
             if some:
                 full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
                 rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
-    where = "; ".join(dict.fromkeys(_where(report) for report in reports))
+    machines = "; ".join(dict.fromkeys(_machine(report) for report in reports))
     return (
-        f"{where}: seconds of the command, and the peak memory of its process, mapped files included. Rows marked "
+        f"{machines}: seconds of the command, the peak memory of its process (by `/usr/bin/time -v`, mapped files "
+        "included), and the load average before, by other programs, which the times suffer from. Rows marked "
         "as extrapolated scale a measured time by the bytes read, and with it that of building the library, which "
         "does not grow with the layers; memory does not depend on their number. Weights that are holes in their "
         "files are read as zeros and cost no disk: reading from one comes on top.\n\n"
-        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB"], rows)
+        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB", "load"], rows)
     )
 
 
-def _where(report: dict[str, Any]) -> str:
+def where(report: dict[str, Any]) -> str:
     """Return the machine, the day, and how busy others kept it."""
-    machine = f"{report['cpu']}, {report['cores']} cores, {report['date']}"
-    return f"{machine}, load average {report['load_before']} before, by other programs"
+    return f"{_machine(report)}, load average {report['load_before']} before, by other programs"
+
+
+def _machine(report: dict[str, Any]) -> str:
+    return f"{report['cpu']}, {report['cores']} cores, {report['date']}"
 
 
 def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
@@ -83,6 +92,7 @@ def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
         f"{nbytes / 1e9:.1f}",
         f"{seconds:.1f}",
         f"{row['gb_per_s']:.2f}",
-        f"{row['peak_bytes'] / 1e9:.2f}",
+        f"{(row['time_v_peak_bytes'] or row['peak_bytes']) / 1e9:.2f}",
         f"{row['largest_layer_bytes'] / 1e9:.2f}",
+        f"{row['load_before']:.1f}",
     ]

@@ -39,7 +39,8 @@ from benchmarks.peer import compile_library, translated
 from benchmarks.shapes import parse_rows, parse_shapes, parse_words
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.torch import decode, pack
-from nvfp4_tvm.torch_kernels import CUDAKernel, device_arch, load_cuda_kernel
+from nvfp4_tvm.torch_device import device_arch
+from nvfp4_tvm.torch_kernels import CUDAKernel, load_cuda_kernel
 from nvfp4_tvm.torch_library import library_path
 
 #: Largest relative error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the

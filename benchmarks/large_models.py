@@ -1,11 +1,14 @@
 """Time, speed and peak memory of converting checkpoints of a given size, in processes of their own.
 
     python benchmarks/large_models.py [--model 8B] [--layers 32] [--command compile] [--sparse] [--json FILE]
+    python benchmarks/large_models.py --all [--results benchmarks/results]
 
 A checkpoint with the shapes of the model is generated in a temporary folder (``--folder`` names another place) and
 deleted afterwards. ``--sparse`` makes its weights holes in the files: they are read as zeros and take no room on
 the disk, so that memory, and the time of everything but reading, can be measured on a small disk. ``compile`` runs
-twice: the second time it finds the first in a cache made for this run. The load average before is recorded.
+twice: the second time it finds the first in a cache made for this run. Recorded are the load average before,
+and the peak memory that ``/usr/bin/time -v`` finds, where there is such a program, beside the command's own.
+``--all`` does the runs of `RUNS`, which take an hour on two cores and 60 GB of disk, the largest at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.record import write  # noqa: E402
+from benchmarks.record import RESULTS, write  # noqa: E402
 from nvfp4_tvm.checkpoint.writer import SafetensorsWriter  # noqa: E402
 
 GIB = 2**30
@@ -147,6 +151,21 @@ def make_checkpoint(folder: Path, model: Model, layers: int, quantized: bool, sp
     (folder / "config.json").write_text(json.dumps(config))
 
 
+#: Model, layers, command, whether the weights are holes. Two checkpoints are larger than 30 GB; memory must not
+#: depend on the number of layers.
+RUNS = (
+    ("8B", 32, "quantize", False),
+    ("31B", 2, "quantize", False),
+    ("31B", 30, "quantize", False),
+    ("70B", 4, "quantize", False),
+    ("8B", 4, "compile", True),
+    ("8B", 32, "compile", True),
+    ("31B", 68, "compile", True),
+    ("70B", 80, "compile", True),
+)
+TIME = Path("/usr/bin/time")
+
+
 def largest_bytes(model: Model, command: str) -> int:
     """Bytes of the largest fused layer: the head in bfloat16, or a block's gate_up."""
     width = 2 if command == "quantize" else 9 / 16
@@ -158,6 +177,9 @@ def run(command: str, source: Path, target: Path, arguments: list[str]) -> dict[
     """Run a command of the program and return its JSON."""
     where = [str(source), "-o", str(target)] if command == "compile" else [str(source), str(target)]
     call = [sys.executable, "-m", "nvfp4_tvm.cli.main", command, *where, "--json", *arguments]
+    report = target.with_name("time.txt")
+    if TIME.is_file():
+        call = [str(TIME), "-v", "-o", str(report), *call]
     start = time.perf_counter()
     output = subprocess.run(call, check=True, capture_output=True, text=True).stdout
     result = json.loads(output.splitlines()[-1])
@@ -169,8 +191,42 @@ def run(command: str, source: Path, target: Path, arguments: list[str]) -> dict[
         "bytes_written": written,
         "gb_per_s": round(result["bytes_read"] / 1e9 / result["seconds"], 3),
         "peak_bytes": result["peak_bytes"],
+        "time_v_peak_bytes": _time_v_peak(report),
         "cached": list(result.get("cached", ())),
     }
+
+
+def _time_v_peak(report: Path) -> int | None:
+    """Return the peak memory in what ``/usr/bin/time -v`` wrote."""
+    if not report.is_file():
+        return None
+    (kilobytes,) = re.findall(r"Maximum resident set size \(kbytes\): (\d+)", report.read_text())
+    return 1024 * int(kilobytes)
+
+
+def measure(
+    name: str, layers: int, command: str, sparse: bool, target_name: str, folder: str | None
+) -> list[dict[str, Any]]:
+    """Generate a checkpoint, run the command on it, and print and return its figures."""
+    model, rows = MODELS[name], []
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source, target = Path(scratch) / "source", Path(scratch) / "target"
+        os.environ["NVFP4_TVM_CACHE"] = str(Path(scratch) / "cache")
+        make_checkpoint(source, model, layers, command == "compile", sparse)
+        options = ["--target", target_name, "--dtype", "bfloat16"] if command == "compile" else []
+        for again in (False, True) if command == "compile" else (False,):
+            row = {"model": name, "layers": layers, "of_layers": model.layers, "command": command}
+            row |= {"target": target_name, "sparse": sparse, "again": again}
+            row |= {"load_before": round(os.getloadavg()[0], 2)}
+            row |= run(command, source, target, [*options, *(["--force"] if again else [])])
+            largest = largest_bytes(model, command)
+            row |= {"largest_layer_bytes": largest, "allowed_bytes": 3 * largest + GIB}
+            rows.append(row)
+            print(row, flush=True)
+    for row in rows:
+        peak = max(row["peak_bytes"], row["time_v_peak_bytes"] or 0)
+        assert peak < row["allowed_bytes"], f"peak memory over the bound: {row}"
+    return rows
 
 
 def main() -> None:
@@ -184,24 +240,21 @@ def main() -> None:
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--folder", help="where to put the checkpoint and the output")
     parser.add_argument("--json")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where --all writes its files")
     arguments = parser.parse_args()
-    model, command = MODELS[arguments.model], arguments.command
-    layers = arguments.layers or model.layers
-    rows, load = [], round(os.getloadavg()[0], 2)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        source, target = Path(scratch) / "source", Path(scratch) / "target"
-        os.environ["NVFP4_TVM_CACHE"] = str(Path(scratch) / "cache")
-        make_checkpoint(source, model, layers, command == "compile", arguments.sparse)
-        options = ["--target", arguments.target, "--dtype", "bfloat16"] if command == "compile" else []
-        for again in (False, True) if command == "compile" else (False,):
-            row = {"model": arguments.model, "layers": layers, "of_layers": model.layers, "command": command}
-            row |= {"target": arguments.target, "sparse": arguments.sparse, "again": again}
-            row |= run(command, source, target, [*options, *(["--force"] if again else [])])
-            largest = largest_bytes(model, command)
-            row |= {"largest_layer_bytes": largest, "allowed_bytes": 3 * largest + GIB}
-            rows.append(row)
-            print(row, flush=True)
-    assert all(row["peak_bytes"] < row["allowed_bytes"] for row in rows), "peak memory over the bound"
+    if arguments.all:
+        for name, layers, command, sparse in RUNS:
+            load = round(os.getloadavg()[0], 2)
+            rows = measure(name, layers, command, sparse, "llvm", arguments.folder)
+            file = arguments.results / f"large_models_{command}_{name.lower()}_{layers}_layers.json"
+            write(file, rows, load_before=load)
+        return
+    layers = arguments.layers or MODELS[arguments.model].layers
+    load = round(os.getloadavg()[0], 2)
+    rows = measure(
+        arguments.model, layers, arguments.command, arguments.sparse, arguments.target, arguments.folder
+    )
     if arguments.json:
         write(Path(arguments.json), rows, load_before=load)
 

@@ -23,10 +23,13 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.shapes import parse_shapes, parse_words
+from nvfp4_tvm.codegen.repack import build_repack
 from nvfp4_tvm.layout import global_scale_shape, scales_shape, words_shape
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.target import cuda_target
 from nvfp4_tvm.torch import PackedWeight, linear, pack
-from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, device_arch, load_cuda_kernel, warm_up
+from nvfp4_tvm.torch_device import device_arch
+from nvfp4_tvm.torch_kernels import CUDAKernel, Variant, load_cuda_kernel, warm_up
 from nvfp4_tvm.torch_library import find_library
 
 #: Architecture that `NVFP4TVMSm89` compiles for: no wgmma, no TMA, 99 KiB of shared memory.
@@ -99,13 +102,14 @@ def translate(problem: MatmulProblem, arch: str) -> None:
 
 
 def compile_library(problem: MatmulProblem, arch: str) -> float | str:
-    """Compile in a process of its own; return the seconds it took, or why it failed.
+    """Compile in a process of its own, what packs the weight included; return the seconds, or why it failed.
 
     Not as an exception: one that does not pickle (``CompileError`` does not) would end the whole pool.
     """
     start = time.perf_counter()
     try:
         find_library(problem, arch)
+        build_repack(problem.N, problem.K, cuda_target(arch).target)
         if translated(arch):
             translate(problem, arch)
     except Exception as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def main() -> None:
     if arguments.one:
         run_one(*arguments.one)
         return
-    rows = []
+    rows, load = [], round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as scratch:
         largest = make_checkpoint(Path(scratch) / "source")
         for form in ("compressed-tensors", "modelopt"):
@@ -133,7 +134,7 @@ def main() -> None:
                 print(row, flush=True)
     assert all(row["peak_bytes"] < row["allowed_bytes"] for row in rows), "peak memory over the bound"
     if arguments.json:
-        write(Path(arguments.json), rows)
+        write(Path(arguments.json), rows, load_before=load)
 
 
 if __name__ == "__main__":

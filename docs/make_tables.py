@@ -73,8 +73,8 @@ def quantize(reports: Sequence[dict[str, Any]]) -> str:
             for row in report["rows"]
         ]
         parts.append(
-            f"{report['cpu']}, {report['cores']} cores, {report['date']}: `nvfp4-tvm quantize`, megabytes (10^6) "
-            "of weights read a second, and peak memory of the process beside the largest tensor.\n\n"
+            f"{convert_tables.where(report)}: `nvfp4-tvm quantize`, megabytes (10^6) of weights read a second, "
+            "and peak memory of the process beside the largest tensor.\n\n"
             + markdown_table(["", "MB/s", "peak MB", "largest tensor MB"], rows)
         )
     return "\n".join(parts)

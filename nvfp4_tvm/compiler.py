@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
@@ -34,7 +34,7 @@ from nvfp4_tvm.output_folder import Work, output_folder, output_key
 from nvfp4_tvm.passes.fold_weights import PACKED_FIELDS
 from nvfp4_tvm.passes.pipeline import target_passes, weight_passes
 from nvfp4_tvm.passes.transform_params import split_transform
-from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest
+from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest, load_params, param_digest
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.records import Database
 from nvfp4_tvm.schedules.tuned import digest, provenance
@@ -207,8 +207,10 @@ def compile(
             llvm_attributes=tuple(str(attribute) for attribute in host.attrs.get("mattr", ())),
             tuning=tuple(about["tuning"]),
             library_digest=file_digest(work.path / LIBRARY),
-            param_digests=digests,
         )
+        params = load_params(work.path, manifest)
+        described = {name: param_digest(params[name], digests[name]) for name in manifest.param_names}
+        manifest = replace(manifest, param_digests=described)
         manifest.write(work.path)
         for pattern in COPIED:
             for file in sorted(opened.path.glob(pattern)):
@@ -257,7 +259,7 @@ def _parameters(
     if found is not None:
         return found, True
     made = write_parameters(checkpoint, plan(), work, packing)
-    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path))
+    cache.put("parameters", key, sorted(work.path.glob(f"{PARAMS}*")), made, str(checkpoint.path), made)
     return made, False
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nvfp4_tvm.checkpoint.storage import SafetensorsFile
 from nvfp4_tvm.runtime.threads import cores
 
 #: Bytes a read: large enough that a call costs nothing beside its bytes, small enough not to matter.
@@ -40,6 +41,27 @@ def file_digest(
             left -= read
             if count is not None:
                 count(read)
+    return digest.hexdigest()
+
+
+def content_digest(path: Path, known: Mapping[str, str] | None = None) -> str:
+    """Return a digest of a file's content; of a safetensors file, of its header and its tensors' SHA-256.
+
+    Tensors whose digests are ``known``, because they have just been written, are not read for it.
+
+    Raises
+    ------
+    CheckpointError
+        If a file called so is no safetensors file.
+    """
+    if path.suffix != ".safetensors":
+        return file_digest(path)
+    infos = sorted(SafetensorsFile(path).tensors.values(), key=lambda info: info.begin)
+    begin = min((info.begin for info in infos), default=None)
+    digest = hashlib.sha256(file_digest(path, 0, begin).encode())
+    for info in infos:
+        found = (known or {}).get(info.name) or file_digest(path, info.begin, info.nbytes)
+        digest.update(found.encode())
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import read_json
 from nvfp4_tvm.codegen.cache import cache_folder
 from nvfp4_tvm.errors import NVFP4Error
-from nvfp4_tvm.integrity import digests, file_digest
+from nvfp4_tvm.integrity import content_digest, digests, file_digest
 from nvfp4_tvm.output_folder import output_key
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class ModelCache:
                 if Path(name).name != name:
                     raise NVFP4Error(f"{entry}: names a file {name!r:.80}, expected one inside of it")
                 _link(entry / name, target / name)
-            found = digests({name: partial(file_digest, target / name) for name in names})
+            found = digests({name: partial(content_digest, target / name) for name in names})
             if found == names:
                 os.utime(entry / _META)
                 logger.info("%s: from the cache, %s", kind, entry)
@@ -143,9 +143,18 @@ class ModelCache:
         return None
 
     def put(
-        self, kind: Kind, key: str, files: Sequence[Path], about: Mapping[str, Any], description: str
+        self,
+        kind: Kind,
+        key: str,
+        files: Sequence[Path],
+        about: Mapping[str, Any],
+        description: str,
+        known: Mapping[str, str] | None = None,
     ) -> None:
-        """Keep files of an output. A cache that cannot be written is a warning, not an error."""
+        """Keep files of an output. A cache that cannot be written is a warning, not an error.
+
+        ``known`` are SHA-256 of tensors in the files, which are then not read again.
+        """
         size = sum(path.stat().st_size for path in files)
         if size > self.limit:
             logger.info("%s: %d bytes are more than the cache holds (%s)", kind, size, LIMIT_VARIABLE)
@@ -157,7 +166,7 @@ class ModelCache:
             try:
                 for path in files:
                     _link(path, new / path.name)
-                found = digests({path.name: partial(file_digest, path) for path in files})
+                found = digests({path.name: partial(content_digest, path, known) for path in files})
                 meta = {
                     "files": found,
                     "about": about,

@@ -52,6 +52,7 @@ from nvfp4_tvm.scaling import (
     CHUNK,
     FOUR_OVER_SIX_E4M3_MAX,
     MAGNITUDE_BITS,
+    WIDER,
     Arithmetic,
     CompressedTensorsRules,
     Method,
@@ -204,7 +205,7 @@ def _block_scales(x: np.ndarray, rules: ModelOptRules | CompressedTensorsRules) 
     block_amax = np.abs(x).max(axis=0)
     if rules.method == "amax":
         return rules.scales(block_amax)
-    wider = block_amax * np.float32(6 / 4)
+    wider = block_amax * np.float32(WIDER)
     error6 = _squared_error(x, rules.candidate_step(block_amax))
     four = _squared_error(x, rules.candidate_step(wider)) < error6
     return rules.scales(np.where(four, wider, block_amax))

@@ -293,14 +293,14 @@ class _Quantizer:
             shared, method=self._method, arithmetic=naming.arithmetic, name=name
         )
         weight = self._checkpoint.tensor(name)
-        if self._method == "amax":
-            codes, scales = quantize(
-                weight, stored, arithmetic=naming.arithmetic, buffers=self._buffers, name=name
-            )
-        else:
-            codes, scales, _ = numerics.quantize(
-                weight, method=self._method, global_amax=shared, arithmetic=naming.arithmetic, name=name
-            )
+        codes, scales = quantize(
+            weight,
+            shared,
+            arithmetic=naming.arithmetic,
+            method=self._method,
+            buffers=self._buffers,
+            name=name,
+        )
         arrays = codes, scales.view(ml_dtypes.float8_e4m3fn), np.full(naming.global_shape, stored, np.float32)
         for each, array in zip(names, arrays, strict=True):
             if each in missing:

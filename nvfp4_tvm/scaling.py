@@ -18,6 +18,12 @@ FOUR_OVER_SIX_E4M3_MAX = 256.0
 """What ``method="four_over_six"`` maps the largest block scale to, so that scaling it by 6/4 still fits E4M3
 (ModelOpt's ``E4M3_MAX_46``)."""
 
+WIDER = 6 / 4
+"""What the largest magnitude of a block is multiplied by so that it maps to 4."""
+CANDIDATE_RANGE = E4M3_MAX / FOUR_OVER_SIX_E4M3_MAX
+LEAST_RANGE = 2.0**-24
+"""Of ModelOpt's 4/6 search, see `ModelOptRules.candidate_step`."""
+
 Method = Literal["amax", "four_over_six"]
 Arithmetic = Literal["modelopt", "compressed-tensors"]
 
@@ -171,9 +177,11 @@ class ModelOptRules:
 
         ModelOpt: ``compute_fp4_scales`` over ``_fp8_eager``; float32 rounding may set it apart from `step`.
         """
-        range_max = self.amax * np.float32(E4M3_MAX / FOUR_OVER_SIX_E4M3_MAX) / np.float32(E2M1_MAX)
+        range_max = self.amax * np.float32(CANDIDATE_RANGE) / np.float32(E2M1_MAX)
         # PyTorch computes number / tensor as reciprocal times number.
-        scale = np.float32(1) / (range_max if range_max > 2.0**-24 else np.float32(1)) * np.float32(E4M3_MAX)
+        scale = (
+            np.float32(1) / (range_max if range_max > LEAST_RANGE else np.float32(1)) * np.float32(E4M3_MAX)
+        )
         return E4M3_VALUES[encode_e4m3(block_amax / np.float32(E2M1_MAX) * scale)] * (np.float32(1) / scale)
 
 

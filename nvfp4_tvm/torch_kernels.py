@@ -20,13 +20,12 @@ import tvm
 from torch.nn.functional import silu
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import Arch, arch_of_capability
-from nvfp4_tvm.codegen.cuda_runtime import load_cuda_runtime
 from nvfp4_tvm.errors import NVFP4Error, ShapeError, TargetError
 from nvfp4_tvm.runtime.threads import configure_threads
 from nvfp4_tvm.schedules.base import ACTIVATION_DTYPES, MatmulProblem
 from nvfp4_tvm.schedules.dispatch import dispatch
 from nvfp4_tvm.target import resolve_target
+from nvfp4_tvm.torch_device import device_arch, require_cuda_runtime
 from nvfp4_tvm.torch_library import find_library
 from nvfp4_tvm.torch_packed import PackedWeight, describe
 
@@ -72,18 +71,6 @@ Kernel = Callable[
 _kernels: dict[tuple[Variant, int, int, torch.device], Kernel] = {}
 #: One thread builds at a time: TVM's compiler callback is global to the process.
 _lock = threading.Lock()
-
-
-def device_arch(device: torch.device) -> Arch:
-    """Return the entry of the architecture table for a CUDA device.
-
-    Raises
-    ------
-    TargetError
-        If there is none: the device is older than sm_80 or has FP4 units of its own.
-    """
-    major, minor = torch.cuda.get_device_capability(device)
-    return arch_of_capability(f"{major}.{minor}")
 
 
 @cache
@@ -181,10 +168,7 @@ def load_cuda_kernel(problem: MatmulProblem, arch: str) -> tuple[CUDAKernel, tup
     TargetError
         If TVM's CUDA runtime does not load, no kernel applies, or something to compile with is missing.
     """
-    if not load_cuda_runtime():
-        raise TargetError(
-            "TVM's CUDA runtime does not load beside this driver: run pip install 'nvidia-cuda-runtime>=13,<14'"
-        )
+    require_cuda_runtime()
     library = find_library(problem, arch)
     return CUDAKernel(library.function, library.workspace_bytes), library.rows
 

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nvfp4_tvm import layout, numerics, torch_kernels
 from nvfp4_tvm.errors import NVFP4Error, ShapeError, TargetError
 from nvfp4_tvm.schedules.base import ACTIVATION_DTYPES
+from nvfp4_tvm.torch_device import device_arch
 from nvfp4_tvm.torch_packed import PackedWeight, check_weight, describe, pack
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def packed_form(codes: torch.Tensor, scales: torch.Tensor, global_scale: torch.T
 def _has_kernels(device: torch.device) -> bool:
     """Whether compiled kernels exist for a CUDA device; warns where they do not."""
     try:
-        torch_kernels.device_arch(device)
+        device_arch(device)
     except TargetError as error:
         logger.warning("nvfp4_tvm::linear decodes whole weights on %s, which is slow: %s", device, error)
         return False

@@ -1,7 +1,6 @@
 """Packed NVFP4 weights as torch tensors: `pack` runs on the device that holds the weight.
 
-The positions and the bits come from :mod:`nvfp4_tvm.layout`, whose functions take tensors as they take arrays;
-the result is that of `nvfp4_tvm.layout.pack`, bit for bit.
+The result is that of `nvfp4_tvm.layout.pack`, bit for bit, from a compiled kernel (`nvfp4_tvm.torch_repack`).
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ import torch
 from nvfp4_tvm import layout
 from nvfp4_tvm.checkpoint.base import NVFP4Tensor
 from nvfp4_tvm.errors import ShapeError
-
-#: Words packed at a time: their 64-bit intermediates take about 300 MB.
-CHUNK_WORDS = 1 << 22
+from nvfp4_tvm.torch_repack import repack
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -150,8 +147,9 @@ def pack(
 ) -> PackedWeight:
     """Pack a canonical NVFP4 weight, on the device that holds it.
 
-    Beside the result it takes some 300 MB for a moment, whatever the size of the weight. It synchronizes with
-    the device, because it looks at the values.
+    Beside the result it takes memory for no more than what is not contiguous. It synchronizes with the device,
+    because it looks at the values. The first call of a process compiles, which takes a second; on CUDA what was
+    compiled is kept on disk.
 
     Parameters
     ----------
@@ -170,6 +168,8 @@ def pack(
         If a dtype, shape or device does not fit.
     CheckpointError
         If a block scale is NaN or negative, or a global scale not positive and finite.
+    TargetError
+        If the device is not supported, or what compiles kernels for it is not installed.
     """
     if scales.dtype == torch.float8_e4m3fn:
         scales = scales.view(torch.uint8)
@@ -182,10 +182,7 @@ def pack(
         if tensor.device != codes.device:
             raise ShapeError(f"{name}: {what} on {tensor.device}, expected {codes.device}, as the codes")
     check_values(name, codes, scales, global_scale)
-    with torch.no_grad():
-        rows = torch.zeros(layout.global_scale_shape(N), dtype=torch.float32, device=codes.device)
-        rows[:N] = global_scale
-        return PackedWeight(N, K, _pack_codes(codes, N, K), _pack_scales(scales, N, K), rows)
+    return PackedWeight(N, K, *repack(codes, scales, global_scale))
 
 
 def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -216,53 +213,3 @@ def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             "rows"
         )
     return torch.stack((gate.unflatten(0, (-1, half)), up.unflatten(0, (-1, half))), dim=1).flatten(0, 2)
-
-
-def _axes(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
-    """Return one index tensor an axis, which broadcast against each other to ``shape``."""
-    return [
-        torch.arange(extent, device=device).view([-1 if a == axis else 1 for a in range(len(shape))])
-        for axis, extent in enumerate(shape)
-    ]
-
-
-def _padded(rows: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Return ``rows`` with zeros below and to the right."""
-    missing = (0, width - rows.shape[1], 0, height - rows.shape[0])
-    return torch.nn.functional.pad(rows, missing) if any(missing) else rows
-
-
-def _chunks(tiles_N: int, tiles_K: int) -> list[tuple[int, int]]:
-    """Return ranges of tiles along N of at most `CHUNK_WORDS` words, but whole tiles."""
-    words_per_tile = tiles_K * 2 * layout.LANES * layout.WORDS_PER_LANE
-    step = max(1, CHUNK_WORDS // words_per_tile)
-    return [(low, min(low + step, tiles_N)) for low in range(0, tiles_N, step)]
-
-
-def _pack_codes(codes: torch.Tensor, N: int, K: int) -> torch.Tensor:
-    """`nvfp4_tvm.layout.pack_codes` on tensors."""
-    words = torch.empty(layout.words_shape(N, K), dtype=torch.int32, device=codes.device)
-    T, C = layout.tiles(N, K)
-    # A view of other items must begin at a whole one
-    codes = codes.clone() if codes.storage_offset() % 4 else codes
-    canonical = codes.contiguous().view(torch.int32)
-    for low, high in _chunks(T, C):
-        rows = canonical[low * layout.TILE_N : high * layout.TILE_N]
-        rows = _padded(rows, (high - low) * layout.TILE_N, C * layout.TILE_K // layout.CODES_PER_WORD)
-        n, k = layout.word_origin(*_axes((high - low, *words.shape[1:]), codes.device))
-        # torch shifts its int32 arithmetically and its uint32 not at all
-        wide = rows[n, k // layout.CODES_PER_WORD].long() & 0xFFFFFFFF
-        words[low:high] = layout.move_bits(wide, layout.PACK_MOVES, int)
-    return words.view(torch.uint32)
-
-
-def _pack_scales(scales: torch.Tensor, N: int, K: int) -> torch.Tensor:
-    """`nvfp4_tvm.layout.pack_scales` on tensors."""
-    T, C = layout.tiles(N, K)
-    packed = torch.empty((*layout.scales_shape(N, K), 4), dtype=torch.uint8, device=scales.device)
-    for low, high in _chunks(T, C):
-        rows = scales[low * layout.TILE_N : high * layout.TILE_N]
-        rows = _padded(rows, (high - low) * layout.TILE_N, C * layout.GROUPS_PER_TILE)
-        n, group = layout.scale_origin(*_axes((high - low, *packed.shape[1:]), scales.device))
-        packed[low:high] = rows[n, group]
-    return packed.view(torch.uint32)[..., 0]

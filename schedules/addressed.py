@@ -1,7 +1,7 @@
-"""Loads from addresses, and stores past the caches, in CPU kernels whose inputs lie in mapped files.
+"""What CPU kernels say in LLVM: loads from addresses, stores past the caches, products that are not fused.
 
-TIR's buffers cannot say this: tensors follow one another in a file at any alignment, read-only, and the rows of
-fused weights are spread over several. The helpers are a few lines of LLVM, inlined where they are called.
+TIR's buffers cannot say the first: tensors follow one another in a file at any alignment, read-only, and the rows
+of fused weights are spread over several. The helpers are a few lines of LLVM, inlined where they are called.
 """
 
 from __future__ import annotations
@@ -29,9 +29,22 @@ def _name(what: str, dtype: str, lanes: int) -> str:
 Vector = tuple[str, int]
 
 
-def helpers(*, loads: Sequence[Vector], streams: Sequence[Vector] = ()) -> AbstractContextManager:
-    """Provide the helpers for vectors of the given dtypes and lanes inside of a ``with``."""
+def helpers(
+    *, loads: Sequence[Vector], streams: Sequence[Vector] = (), rounded: Sequence[int] = ()
+) -> AbstractContextManager:
+    """Provide the helpers for vectors of the given dtypes and lanes inside of a ``with``.
+
+    ``rounded`` are lanes of float32.
+    """
     text = []
+    for lanes in rounded:
+        vector = f"<{lanes} x float>"
+        text.append(f"""
+declare {vector} @llvm.arithmetic.fence.v{lanes}f32({vector})
+define {vector} @{_name("rounded", "float32", lanes)}({vector} %v) {{
+  %r = call {vector} @llvm.arithmetic.fence.v{lanes}f32({vector} %v)
+  ret {vector} %r
+}}""")
     for dtype, lanes in loads:
         vector = _llvm_type(dtype, lanes)
         text.append(f"""
@@ -67,6 +80,12 @@ def stream(pointer: Expr, value: Expr) -> None:
     """Store a vector past the caches; `stream_end` comes before anyone else reads it."""
     dtype = value.ty.dtype
     T.evaluate(T.call_extern("void", _name("stream", f"uint{dtype.bits}", dtype.lanes), pointer, value))
+
+
+def rounded(value: Expr) -> Expr:
+    """Return a product or sum that is rounded before it is used: TVM simplifies, and lets LLVM fuse."""
+    dtype = value.ty.dtype
+    return T.call_extern(str(dtype), _name("rounded", "float32", dtype.lanes), value)
 
 
 def stream_end() -> None:

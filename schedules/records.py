@@ -15,6 +15,7 @@ decisions, which `nvfp4_tvm.schedules.space_mma.scheduled` turns back into the t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -104,9 +105,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON."""
-        values = {name: getattr(self, name) for name in _FIELDS if name not in ("low", "high", "config")}
-        ends = {"low": self.M.low, "high": self.M.high}
-        return {name: {**values, **ends, "config": encode(self.config)}[name] for name in _FIELDS}
+        other = {"low": self.M.low, "high": self.M.high, "config": encode(self.config)}
+        return {name: other[name] if name in other else getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_json(cls, raw: object) -> Record:
@@ -119,14 +119,17 @@ class Record:
         """
         if not isinstance(raw, dict) or set(raw) != set(_FIELDS):
             found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
-            raise NVFP4Error(f"found {found}, expected the fields {', '.join(_FIELDS)}")
+            raise NVFP4Error(f"found {found!s:.200}, expected the fields {', '.join(_FIELDS)}")
         for name, kinds in _FIELDS.items():
             if type(raw[name]) not in kinds:
-                raise NVFP4Error(f"{name} is {raw[name]!r}, expected {kinds[0].__name__}")
+                raise NVFP4Error(f"{name} is {raw[name]!r:.80}, expected {kinds[0].__name__}")
+            # NaN compares false with everything
+            if isinstance(raw[name], (int, float)) and not 0 <= raw[name] < MAX_NUMBER:
+                raise NVFP4Error(f"{name} is {raw[name]!r:.80}, expected 0 to {MAX_NUMBER}")
         if raw["arch"] not in ARCHS or raw["x_dtype"] not in DTYPES:
-            raise NVFP4Error(f"found {raw['arch']}, {raw['x_dtype']}: no such kernels")
+            raise NVFP4Error(f"found {raw['arch']!r:.80}, {raw['x_dtype']!r:.80}: no such kernels")
         if raw["source"] not in (MEASURED, PREDICTED):
-            raise NVFP4Error(f"source is {raw['source']!r}, expected {MEASURED} or {PREDICTED}")
+            raise NVFP4Error(f"source is {raw['source']!r:.80}, expected {MEASURED} or {PREDICTED}")
         values = {name: value for name, value in raw.items() if name not in ("low", "high")}
         M = MRange(raw["low"], raw["high"])
         MatmulProblem(raw["N"], raw["K"], M)  # checks the shape
@@ -139,6 +142,10 @@ class Record:
         return cls(**{**values, "M": M, "config": config})
 
 
+#: Sizes, times and counts in files are below: no weight has 2**31 rows.
+MAX_NUMBER = 2**31
+#: A database with a record for each range of M of a thousand shapes has 3 MB.
+MAX_BYTES = 64 << 20
 #: Fields of a line in order, and the types each may have.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "arch": (str,),
@@ -187,15 +194,13 @@ class Database:
     digest: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        seen: dict[tuple[object, ...], list[Record]] = {}
-        for record in self.records:
-            for other in seen.setdefault(record.problem, []):
-                if _overlap(record.M, other.M):
-                    raise DatabaseError(
-                        f"{self.path or 'records'}: {record.N}x{record.K} has two records for M {record.M} and "
-                        f"{other.M}, expected ranges apart; tune it again"
-                    )
-            seen[record.problem].append(record)
+        ordered = sorted(self.records, key=lambda record: (*record.problem, record.M.low))
+        for record, other in itertools.pairwise(ordered):
+            if record.problem == other.problem and (record.M.high is None or other.M.low <= record.M.high):
+                raise DatabaseError(
+                    f"{self.path or 'records'}: {record.N}x{record.K} has two records for M {record.M} and "
+                    f"{other.M}, expected ranges apart; tune it again"
+                )
         object.__setattr__(self, "digest", hashlib.sha256("".join(self.lines()).encode()).hexdigest())
 
     def lines(self) -> Iterator[str]:
@@ -215,6 +220,10 @@ class Database:
         """
         path = Path(path)
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise DatabaseError(
+                    f"{path}: found more than {MAX_BYTES} bytes, expected no more in a database"
+                )
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DatabaseError(f"{path}: cannot be read as a tuning database: {error}") from None
@@ -224,7 +233,7 @@ class Database:
         for name, expected in header().items():
             if first.get(name) != expected:
                 raise DatabaseError(
-                    f"{path}: {name} is {first.get(name)!r}, expected {expected!r} here; tune again"
+                    f"{path}: {name} is {first.get(name)!r:.80}, expected {expected!r} here; tune again"
                 )
         records = []
         for number, line in enumerate(lines[1:], 2):
@@ -284,11 +293,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _parsed(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DatabaseError(
             f"{path}, line {number}: no JSON, found {line[:40]!r}; the file is damaged"
         ) from None
-
-
-def _overlap(a: MRange, b: MRange) -> bool:
-    return (b.high is None or a.low <= b.high) and (a.high is None or b.low <= a.high)

@@ -173,12 +173,14 @@ def decode(space: Space, fields: object) -> Config:
     """
     expected = {field.name: type(field.default) for field in dataclasses.fields(space.config_type)}
     if not isinstance(fields, dict) or set(fields) != set(expected):
-        raise NVFP4Error(f"{space.name} configuration: found {fields!r}, expected {', '.join(expected)}")
+        raise NVFP4Error(f"{space.name} configuration: found {fields!r:.200}, expected {', '.join(expected)}")
     for name, value in fields.items():
         wanted = bool if expected[name] is bool else int
         if type(value) is not wanted:
-            raise NVFP4Error(f"{space.name} configuration: {name} is {value!r}, expected {wanted.__name__}")
+            raise NVFP4Error(
+                f"{space.name} configuration: {name} is {value!r:.80}, expected {wanted.__name__}"
+            )
     try:
         return space.config_type(**fields)
     except (ShapeError, AssertionError) as error:
-        raise NVFP4Error(f"{space.name} configuration: {fields} is refused by the family: {error}") from None
+        raise NVFP4Error(f"{space.name} configuration: {fields!r:.400} is refused: {error}") from None

@@ -26,5 +26,5 @@ def space_of(family: str) -> Space:
         If there is none.
     """
     if family not in SPACES:
-        raise NVFP4Error(f"kernel family {family!r}: unknown here, expected one of {', '.join(SPACES)}")
+        raise NVFP4Error(f"kernel family {family!r:.80}: unknown here, expected one of {', '.join(SPACES)}")
     return SPACES[family]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from tvm.target import Target
 
+from nvfp4_tvm import layout
 from nvfp4_tvm.codegen.cache import compile_cached
 from nvfp4_tvm.codegen.matmul import Compiler
 from nvfp4_tvm.codegen.single import BuiltLaunch, build_launch
-from nvfp4_tvm.schedules.repack_kernel import repack_kernel
+from nvfp4_tvm.schedules.kernel import Launch
+from nvfp4_tvm.schedules.repack_kernel import Config, k_multiple, repack_kernel
 
 
 def build_repack(
-    N: int, K: int, rows: int, target: Target, compiler: Compiler = compile_cached
+    N: int,
+    K: int,
+    target: Target,
+    config: Config = Config(),  # noqa: B008
+    compiler: Compiler = compile_cached,
 ) -> BuiltLaunch:
-    """Build the repack of a weight [N, K] with 1 or N global scales for a CUDA target, once per process.
+    """Build the repack of a weight [N, K] with one or N global scales for a CUDA target, once per process.
+
+    Weights whose K is a multiple of the same power of two share it, see `schedules.repack_kernel`.
 
     Raises
     ------
@@ -26,4 +32,11 @@ def build_repack(
     CompileError
         If the kernel does not compile.
     """
-    return build_launch(f"nvfp4_repack_{N}x{K}_{rows}", partial(repack_kernel, N, K, rows), target, compiler)
+    layout.check_weight(N, K, "pack")
+    multiple = k_multiple(K)
+
+    def launch(target: Target) -> Launch | None:
+        return repack_kernel(multiple, target, config)
+
+    name = f"nvfp4_repack_{multiple}_{config.unroll}_{config.span}_{config.threads}"
+    return build_launch(name, launch, target, compiler)

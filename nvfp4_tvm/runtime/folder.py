@@ -36,7 +36,7 @@ MANIFEST = "nvfp4_tvm.json"
 LIBRARY = "lib.so"
 PARAMS = "params"
 #: Version of the manifest's fields.
-FOLDER_VERSION = 2
+FOLDER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Manifest:
     library_digest : str
         SHA-256 of the library, in hexadecimal.
     param_digests : mapping of str to str
-        SHA-256 of each parameter's bytes.
+        Dtype, shape and SHA-256 of each parameter, see `param_digest`.
     folder_version, layout_version : int
         Versions of this file and of the packed layout.
     package_version, tvm_version : str
@@ -170,6 +170,11 @@ def load_params(folder: Path, manifest: Manifest) -> Mapping[str, np.ndarray]:
     return {name: owner[name].array(name) for name in manifest.param_names}
 
 
+def param_digest(param: np.ndarray, digest: str) -> str:
+    """Return what a manifest says of a parameter: what its bytes are to be read as, and their SHA-256."""
+    return f"{param.dtype}{list(param.shape)} {digest}"
+
+
 def verify_library(folder: Path, manifest: Manifest) -> None:
     """Check that the library is the one that the manifest was written for.
 
@@ -197,7 +202,11 @@ def verify_params(folder: Path, manifest: Manifest, params: Mapping[str, np.ndar
         Naming the first parameter whose digest differs.
     """
     found = digests({name: partial(array_digest, array) for name, array in params.items()})
-    wrong = [name for name in params if found[name] != manifest.param_digests.get(name)]
+    wrong = [
+        name
+        for name, array in params.items()
+        if param_digest(array, found[name]) != manifest.param_digests.get(name)
+    ]
     if wrong:
         raise LibraryError(
             f"{folder}: parameter {wrong[0]} does not match its digest in {MANIFEST} ({len(wrong)} in all "

@@ -70,7 +70,7 @@ class Journal:
             return
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get("title") != _TITLE:
             raise DatabaseError(f"{self.path}: no tuning journal; move it away or choose another output")
@@ -87,7 +87,7 @@ class Journal:
             raw = json.loads(line)
             trial = trial_of(raw)
             self.outcomes[trial] = Outcome.from_json(raw)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             reason = str(error) if isinstance(error, NVFP4Error) else "no JSON"
             raise DatabaseError(
                 f"{self.path}, line {number}: {reason}; the file is damaged, remove it to begin again"

@@ -8,7 +8,7 @@ from typing import Any
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
-from nvfp4_tvm.schedules.records import epilogue_kind
+from nvfp4_tvm.schedules.records import MAX_NUMBER, epilogue_kind
 from nvfp4_tvm.schedules.space import Config, decode, encode
 from nvfp4_tvm.schedules.spaces import space_of
 
@@ -112,7 +112,7 @@ class Outcome:
         time, floor, error = (raw.get(name) for name in ("time_us", "floor_us", "error"))
         right = isinstance(time, float | int | None) and isinstance(error, str | None)
         if not isinstance(floor, float | int) or not right or (time is None) == (error is None):
-            raise NVFP4Error(f"found {raw!r}, expected floor_us and either time_us or error")
+            raise NVFP4Error(f"found {raw!r:.200}, expected floor_us and either time_us or error")
         return cls(time, floor, error)
 
 
@@ -146,8 +146,11 @@ def trial_of(raw: Any) -> Trial:
         If a field is missing or wrong.
     """
     try:
+        for name in ("N", "K", "rows", "round"):
+            if type(raw[name]) is not int or not 0 <= raw[name] < MAX_NUMBER:
+                raise NVFP4Error(f"{name} is {raw[name]!r:.80}, expected 0 to {MAX_NUMBER}")
         problem = problem_of(raw["N"], raw["K"], raw["x_dtype"], raw["epilogue"])
         candidate = Candidate(raw["family"], decode(space_of(raw["family"]), raw["config"]))
         return Trial(problem, candidate, raw["rows"], raw["round"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise NVFP4Error(f"found {raw!r}, expected a trial: {error!r}") from None
+        raise NVFP4Error(f"found {raw!r:.200}, expected a trial: {error!r:.80}") from None

@@ -1,10 +1,13 @@
+from dataclasses import asdict
+
 from benchmarks import convert_tables
+from nvfp4_tvm.schedules.repack_kernel import CONFIGS, Config
 
 REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02", "load_before": 1.5}
 ROW = {
     "model": "8B", "layers": 4, "of_layers": 32, "command": "compile", "sparse": True, "again": False,
     "seconds": 10.0, "bytes_read": 2_000_000_000, "gb_per_s": 0.2, "peak_bytes": 1_500_000_000,
-    "largest_layer_bytes": 1_050_000_000,
+    "largest_layer_bytes": 1_050_000_000, "time_v_peak_bytes": None, "load_before": 2.25,
 }  # fmt: skip
 
 
@@ -16,17 +19,27 @@ def test_convert():
 
 
 def test_repack_gpu():
-    rows = [{"shape": "8B qkv", "N": 64, "K": 32, "us": 12.34, "copy_us": 11.0, "of_copy": 0.891}]
+    row = {
+        "shape": "8B qkv",
+        "N": 64,
+        "K": 32,
+        "us": 12.34,
+        "copy_us": 11.0,
+        "of_copy": 0.891,
+        "pack_us": 81.6,
+    }
+    rows = [row | {"config": asdict(config), "us": 99.0} for config in CONFIGS if config != Config()]
+    rows.insert(1, row | {"config": asdict(Config())})
     lines = convert_tables.repack_gpu([REPORT | {"rows": rows}]).splitlines()
-    assert lines[-1] == "| 8B qkv [64, 32] | 12.3 | 11.0 | 89 % |"
+    assert lines[-2:] == ["| :-- | --: | --: | --: | --: |", "| 8B qkv [64, 32] | 12.3 | 11.0 | 89 % | 82 |"]
 
 
 def test_part_of_a_model_is_extrapolated_and_says_so():
-    rows = [ROW, ROW | {"layers": 32, "again": True, "sparse": False}]
+    rows = [ROW, ROW | {"layers": 32, "again": True, "sparse": False, "time_v_peak_bytes": 1_600_000_000}]
     lines = convert_tables.large_models([REPORT | {"rows": rows}]).splitlines()
     # 6.98e9 weights of 32 blocks at 4.5 bits, 2 x 0.525e9 of embedding and head at 16, and the norms
     assert lines[-3:] == [
-        "| 8B, 4 of 32 layers (holes): compile | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 |",
-        "| 8B, extrapolated: compile | 6.0 | 30.1 | 0.20 | 1.50 | 1.05 |",
-        "| 8B, all layers: compile, from the cache | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 |",
+        "| 8B, 4 of 32 layers (holes): compile | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 | 2.2 |",
+        "| 8B, extrapolated: compile | 6.0 | 30.1 | 0.20 | 1.50 | 1.05 | 2.2 |",
+        "| 8B, all layers: compile, from the cache | 2.0 | 10.0 | 0.20 | 1.60 | 1.05 | 2.2 |",
     ]

@@ -1,26 +1,40 @@
 """What hostile bytes are fed to: each target returns, refuses with an error of ours, or is wrong.
 
-``python tests/helpers/fuzz_targets.py TARGET [libFuzzer options]`` runs one of them under atheris, if that is
-installed; the tests feed them mutations of valid inputs.
+The tests feed them mutations of valid inputs, and `benchmarks/fuzz.py` runs them under atheris.
 """
 
 import os
-import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.checkpoint.compressed_tensors import CompressedTensors
 from nvfp4_tvm.checkpoint.journal import Journal
 from nvfp4_tvm.checkpoint.modelopt import ModelOpt
 from nvfp4_tvm.checkpoint.patterns import MAX_MODULE_NAME, Patterns
 from nvfp4_tvm.checkpoint.storage import NUMPY_DTYPES, SafetensorsFile, parse_json
+from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.errors import NVFP4Error
+from nvfp4_tvm.integrity import file_digest
 from nvfp4_tvm.model_cache import ModelCache
 from nvfp4_tvm.models.config import DecoderConfig
-from nvfp4_tvm.runtime.folder import MANIFEST, Manifest
+from nvfp4_tvm.runtime.folder import (
+    LIBRARY,
+    MANIFEST,
+    PARAMS,
+    Manifest,
+    load_params,
+    param_digest,
+    verify_library,
+    verify_params,
+)
+from nvfp4_tvm.schedules.records import Database
+from nvfp4_tvm.schedules.spaces import space_of
+from nvfp4_tvm.tuning import journal as tuning
 
 # In memory where there is such a place: a case is a file or two.
 _SCRATCH = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
@@ -135,6 +149,83 @@ def cache_entry(data):
     return found is not None
 
 
+def tuning_database(data):
+    """Accepted records are of kernels that there are, for sizes that there can be; what is written is read."""
+    path = ROOT / "db.jsonl"
+    path.write_bytes(data)
+    made = refused(lambda: Database.read(path))
+    if made is None:
+        return False
+    for record in made.records:
+        assert 1 <= record.N < 2**31 and 16 <= record.K < 2**31 and not record.K % 16
+        assert all(0 <= number < 2**31 for number in (record.time_us, record.floor_us, record.trials))
+        assert space_of(record.family).legal(record.config, record.N, record.K, record.M, ARCHS[record.arch])
+    path.write_text("".join(made.lines()))
+    assert Database.read(path).records == made.records
+    return True
+
+
+def tuning_journal(data):
+    path = ROOT / "journal.jsonl"
+    path.write_bytes(data)
+    made = refused(lambda: tuning.Journal(path, TUNING_RUN))
+    if made is None:
+        return False
+    made.close()
+    assert all(type(trial.problem.N) is int and 0 < trial.problem.N for trial in made.outcomes)
+    return True
+
+
+def library_folder(data):
+    """The first byte says which file of a folder the rest becomes; nothing is loaded but what was compiled."""
+    files = dict(compiled_folder())
+    name = sorted(files)[data[0] % len(files)] if data else MANIFEST
+    folder = ROOT / "folder"
+    folder.mkdir(exist_ok=True)
+    for each, content in files.items():
+        (folder / each).write_bytes(data[1:] if each == name else content)
+
+    def load():
+        manifest = Manifest.read(folder)
+        verify_library(folder, manifest)
+        params = load_params(folder, manifest)
+        verify_params(folder, manifest, params)
+        return manifest, params
+
+    found = refused(load)
+    if found is None:
+        return False
+    manifest, params = found
+    assert (folder / LIBRARY).read_bytes() == b"a library"
+    for param in manifest.param_names:
+        right = PARAMETERS[param]
+        assert (params[param].dtype, params[param].shape) == (right.dtype, right.shape)
+        assert params[param].tobytes() == right.tobytes()
+    return True
+
+
+#: What the first line of the journal in `tuning_journal` must say.
+TUNING_RUN = {"arch": "sm_89"}
+PARAMETERS = {"a": np.arange(64, dtype=np.uint32).reshape(4, 16), "b": np.ones(8, np.float32)}
+
+
+@cache
+def compiled_folder():
+    """Names and contents of a compiled folder's files, its library a few bytes that nobody runs."""
+    folder = ROOT / "compiled"
+    with SafetensorsWriter(folder, PARAMS, {n: (p.dtype, p.shape) for n, p in PARAMETERS.items()}) as writer:
+        for name, array in PARAMETERS.items():
+            writer.write(name, array)
+    (folder / LIBRARY).write_bytes(b"a library")
+    described = {name: param_digest(PARAMETERS[name], sha) for name, sha in writer.digests.items()}
+    manifest = Manifest(
+        "llvm", "cpu", "float32", "llama", 3, 512, 256, 64, tuple(PARAMETERS), None, (2,),
+        library_digest=file_digest(folder / LIBRARY), param_digests=described,
+    )  # fmt: skip
+    manifest.write(folder)
+    return tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()))
+
+
 TARGETS = {
     target.__name__: target
     for target in (
@@ -146,18 +237,8 @@ TARGETS = {
         manifest,
         journal,
         cache_entry,
+        tuning_database,
+        tuning_journal,
+        library_folder,
     )
 }
-
-
-def main():
-    import atheris
-
-    target = TARGETS[sys.argv.pop(1)]
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, lambda data: target(data) and None)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

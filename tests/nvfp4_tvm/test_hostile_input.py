@@ -13,9 +13,14 @@ import time
 import fuzz_targets
 import pytest
 import raw_checkpoints as rc
+from tuning_records import record
 
 from nvfp4_tvm.checkpoint import patterns
 from nvfp4_tvm.runtime.folder import Manifest
+from nvfp4_tvm.schedules.base import MRange
+from nvfp4_tvm.schedules.records import header
+from nvfp4_tvm.tuning import journal as tuning
+from nvfp4_tvm.tuning.trial import Candidate, Trial, problem_of
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 256,
@@ -124,14 +129,47 @@ def journal_case(rng):
     return text if rng.random() < 0.5 else damaged(text, rng)
 
 
+def lines_case(first, others):
+    """Files of JSON lines: some lines changed, repeated or left out."""
+
+    def case(rng):
+        lines = [first if rng.random() < 0.9 else changed(first, rng)]
+        for _ in range(rng.randint(0, 4)):
+            line = rng.choice(others)
+            lines.append(line if rng.random() < 0.5 else changed(line, rng))
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        return text if rng.random() < 0.7 else damaged(text, rng)
+
+    return case
+
+
+RECORDS = [record(), record(M=MRange(9, 16)), record(M=MRange(17), family="gemm_mma")]
+TRIAL = {
+    **Trial(problem_of(4096, 4096, "bfloat16", "plain"), Candidate("gemv", RECORDS[0].config), 8, 0).to_json(),
+    "time_us": 9.5, "floor_us": 3.0, "error": None,
+}  # fmt: skip
+
+
+def library_folder_case(rng):
+    files = [content for _, content in sorted(fuzz_targets.compiled_folder())]
+    which = rng.randrange(len(files))
+    data = files[which]
+    if data.startswith(b"{") and rng.random() < 0.5:
+        data = json.dumps(changed(json.loads(data), rng)).encode()
+    return bytes([which]) + (data if rng.random() < 0.1 else damaged(data, rng))
+
+
 #: Target: number of cases, and what makes one.
 CASES = {
-    "header": (2500, header_case),
-    "modelopt": (1500, json_case(rc.config("modelopt"))),
-    "compressed_tensors": (1500, json_case(rc.config("compressed-tensors"))),
-    "pattern": (1500, pattern_case),
+    "header": (2000, header_case),
+    "modelopt": (1250, json_case(rc.config("modelopt"))),
+    "compressed_tensors": (1250, json_case(rc.config("compressed-tensors"))),
+    "pattern": (1000, pattern_case),
     "model_config": (1000, json_case(LLAMA)),
     "manifest": (1000, json_case(json.loads(json.dumps(vars(MANIFEST))))),
+    "tuning_database": (750, lines_case(header(), [each.to_json() for each in RECORDS])),
+    "tuning_journal": (250, lines_case({"title": tuning._TITLE, **fuzz_targets.TUNING_RUN}, [TRIAL])),
+    "library_folder": (500, library_folder_case),
     "journal": (500, journal_case),
     "cache_entry": (500, json_case({"files": {"lib.so": "00"}, "about": {}, "description": "", "bytes": 7})),
 }

@@ -9,8 +9,9 @@ import pytest
 import raw_checkpoints as rc
 
 import nvfp4_tvm
-from nvfp4_tvm import model_cache
+from nvfp4_tvm import integrity, model_cache
 from nvfp4_tvm.checkpoint import open_checkpoint
+from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.model_cache import ModelCache, versions
 
@@ -63,6 +64,25 @@ def test_files_are_copied_where_they_cannot_be_linked(cache, tmp_path, monkeypat
     path.write_bytes(b"changed later")
     assert cache.take("library", "k", tmp_path) == ABOUT
     assert (tmp_path / path.name).stat().st_size == 100
+
+
+def test_tensors_just_written_are_not_read_again(cache, tmp_path, monkeypatch):
+    arrays = {name: np.full(1000, i, np.uint8) for i, name in enumerate("ab")}
+    (tmp_path / "target").mkdir()
+    with SafetensorsWriter(tmp_path / "made", "params", dict.fromkeys(arrays, (np.uint8, (1000,)))) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    read, genuine = [], integrity.file_digest
+    monkeypatch.setattr(
+        integrity, "file_digest", lambda path, *part: (read.append(part), genuine(path, *part))[1]
+    )
+    path = tmp_path / "made" / "params.safetensors"
+    cache.put("parameters", "k", [path], ABOUT, "", writer.digests)
+    assert len(read) == 1  # the header
+    assert cache.take("parameters", "k", tmp_path / "target") == ABOUT and len(read) == 4
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"!")
+    assert cache.take("parameters", "k", tmp_path / "target") is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "lose", "meta", "other meta"])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nvfp4_tvm import numerics, torch_kernels
-from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.errors import NVFP4Error, ShapeError, TargetError
 from nvfp4_tvm.torch import PackedWeight, interleave, linear, pack
 from nvfp4_tvm.torch_kernels import Variant
@@ -178,15 +177,6 @@ def test_a_kernel_is_built_once_for_all_threads_and_weights(monkeypatch):
     assert len(built) == 1
     for i, weight in enumerate(weights):
         assert_close(results[i], x.double() @ weight.exact.T)
-
-
-def test_unsupported_devices_are_named(monkeypatch):
-    for capability, message in [((7, 5), "no bf16 mma.sync"), ((10, 0), "FP4 units of its own")]:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        with pytest.raises(TargetError, match=message):
-            torch_kernels.device_arch(torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    assert torch_kernels.device_arch(torch.device("cuda")) is get_arch("sm_89")
 
 
 # ----------------------------------------------------------------------------------------

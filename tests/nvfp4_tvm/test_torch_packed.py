@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvfp4_tvm import layout, torch_packed
+from nvfp4_tvm import layout
 from nvfp4_tvm.errors import CheckpointError, ShapeError
 from nvfp4_tvm.torch import PackedWeight, interleave, pack
 
@@ -33,18 +33,10 @@ def assert_same(packed: PackedWeight, expected: layout.PackedWeight) -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    N=st.integers(1, 70),
-    groups=st.integers(1, 30),
-    per_row=st.booleans(),
-    chunk=st.sampled_from([1, 2000, 1 << 22]),
-    seed=st.integers(0, 2**31),
-)
-def test_bit_identical_to_the_layout(N, groups, per_row, chunk, seed):
+@given(N=st.integers(1, 70), groups=st.integers(1, 30), per_row=st.booleans(), seed=st.integers(0, 2**31))
+def test_bit_identical_to_the_layout(N, groups, per_row, seed):
     arrays = canonical(N, 16 * groups, per_row, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_packed, "CHUNK_WORDS", chunk)
-        assert_same(pack(*map(torch.tensor, arrays)), layout.pack(*arrays))
+    assert_same(pack(*map(torch.tensor, arrays)), layout.pack(*arrays))
 
 
 def test_ways_to_give_a_weight():
@@ -168,5 +160,5 @@ def test_on_a_gpu(N, K):
     torch.cuda.synchronize()
     seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
     print(f"{N}x{K}: {seconds * 1e3:.1f} ms, peak {peak / 1e6:.0f} MB for {packed.nbytes / 1e6:.0f} MB")
-    assert seconds < 0.5 and peak < packed.nbytes + 4e8
+    assert seconds < 0.1 and peak < packed.nbytes + 1e6
     assert_same(packed, layout.pack(*arrays))

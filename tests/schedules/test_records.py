@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import stat
+import time
 
 import pytest
 from tuning_records import record
 
 from nvfp4_tvm.errors import DatabaseError
+from nvfp4_tvm.schedules import records
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.records import Database, active_database, epilogue_kind, header
 from nvfp4_tvm.tuning.trial import problem_of
@@ -122,8 +125,36 @@ def test_every_truncation_is_refused_or_whole_lines(path):
             Database.read(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"N": 2**31}, {"time_us": float("nan")}, {"time_us": float("inf")}, {"low": -1}, {"trials": 10**400}],
+)
+def test_numbers_that_cannot_be_are_refused(path, change):
+    rewritten(path, 2, **change)
+    with pytest.raises(DatabaseError, match=rf"line 3: {next(iter(change))} is .*, expected 0 to"):
+        Database.read(path)
+
+
+def test_absurd_files_are_refused(path, monkeypatch):
+    header_line = path.read_text().splitlines()[0]
+    path.write_text(header_line + "\n" + "[" * 100_000 + "\n")
+    with pytest.raises(DatabaseError, match="line 2: no JSON"):
+        Database.read(path)
+    monkeypatch.setattr(records, "MAX_BYTES", 100)
+    with pytest.raises(DatabaseError, match="found more than 100 bytes"):
+        Database.read(path)
+
+
+def test_many_records_of_a_problem_are_compared_fast():
+    one = record()
+    many = [dataclasses.replace(one, M=MRange(2 * i + 1, 2 * i + 2)) for i in range(5_000)]
+    start = time.perf_counter()
+    Database(tuple(many))
+    assert time.perf_counter() - start < 10
+
+
 def test_ranges_of_a_problem_do_not_overlap():
-    with pytest.raises(DatabaseError, match=r"two records for M 5\.\.8 and 1\.\.8"):
+    with pytest.raises(DatabaseError, match=r"two records for M 1\.\.8 and 5\.\.8"):
         Database((record(), record(M=MRange(5, 8))))
     Database((record(), record(M=MRange(5, 8), x_dtype="float16"), record(N=2048), record(arch="sm_90")))
 

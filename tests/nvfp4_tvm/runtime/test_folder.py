@@ -9,7 +9,16 @@ from nvfp4_tvm.checkpoint.writer import SafetensorsWriter
 from nvfp4_tvm.errors import LibraryError, NVFP4Error
 from nvfp4_tvm.integrity import file_digest
 from nvfp4_tvm.runtime import folder as folder_module
-from nvfp4_tvm.runtime.folder import LIBRARY, MANIFEST, PARAMS, Manifest, device_of, load, load_params
+from nvfp4_tvm.runtime.folder import (
+    LIBRARY,
+    MANIFEST,
+    PARAMS,
+    Manifest,
+    device_of,
+    load,
+    load_params,
+    param_digest,
+)
 
 MANIFEST_FIELDS = {
     "target": "llvm",
@@ -41,7 +50,7 @@ def test_manifest_round_trip(manifest, tmp_path):
     [
         ("layout_version", layout.LAYOUT_VERSION + 1, "layout_version is 2, expected 1 here; compile again"),
         ("tvm_version", "0.28", "tvm_version is '0.28', expected '0.27.0.post1'"),
-        ("folder_version", None, "folder_version is None, expected 2"),
+        ("folder_version", None, "folder_version is None, expected 3"),
         ("vocab_size", "512", "vocab_size is '512', expected int"),
         ("vocab_size", True, "vocab_size is True"),
         ("param_names", ["a", 1], "param_names is .*expected tuple"),
@@ -89,8 +98,21 @@ def folder(tmp_path):
         for name, array in arrays.items():
             writer.write(name, array)
     library = file_digest(tmp_path / LIBRARY)
-    Manifest(**MANIFEST_FIELDS, library_digest=library, param_digests=writer.digests).write(tmp_path)
+    digests = {name: param_digest(array, writer.digests[name]) for name, array in arrays.items()}
+    Manifest(**MANIFEST_FIELDS, library_digest=library, param_digests=digests).write(tmp_path)
     return tmp_path
+
+
+def test_parameters_of_another_dtype_or_shape_are_refused(folder):
+    """Their bytes are the same."""
+    path = folder / f"{PARAMS}.safetensors"
+    data = path.read_bytes()
+    for change in ((b'"U32"', b'"F32"'), (b'"shape":[6]', b'"shape":[2,3]')):
+        changed = data[8:].replace(*change)
+        size = int.from_bytes(data[:8], "little") + len(changed) - len(data[8:])
+        path.write_bytes(size.to_bytes(8, "little") + changed)
+        with pytest.raises(LibraryError, match="parameter a does not match its digest"):
+            load(folder)
 
 
 def test_a_broken_library_is_refused(folder):
