@@ -23,8 +23,8 @@ _REGISTER_UNIT = 8
 #: What the producer's loop needs, and what is kept for wgmma's other operands besides the accumulators.
 _PRODUCER_REGISTERS, _OTHER_REGISTERS = 32, 64
 _MAX_CONSUMER_REGISTERS = 240
-#: What ptxas wants at launch besides wgmma's accumulators (C7602: "register target of 154 or higher" for 128). Of 8667
-#: trials on an H200 the 102 that asked for more did not compile, and all others did.
+#: What ptxas wants at launch besides wgmma's accumulators (C7602: "register target of 154 or higher" for 128). Of
+#: 8667 trials on an H200 the 102 that asked for more did not compile, and all others did.
 WGMMA_REGISTERS = 26
 
 
