@@ -2,9 +2,10 @@
 
     MLC_LLM_SOURCE=mlc-llm python benchmarks/verify_mlc.py --json out.json [--models llama,qwen3] [--folder WORK]
 
-For each model: tiny checkpoints written by ModelOpt and compressed-tensors and a bfloat16 one, MLC-LLM's
-gen_config, convert_weight and compile on each, then a prompt and 8 greedy steps. The reference is transformers in
-float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
+For each model: tiny checkpoints written by ModelOpt and compressed-tensors (where there are experts, which this
+leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config, convert_weight
+and compile on each, then a prompt and 8 greedy steps. The reference is transformers in float32 on exactly
+dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
 that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
 rows of other models that the file has already stay there.
@@ -32,6 +33,8 @@ from benchmarks.record import write  # noqa: E402
 from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 
 MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
+#: Models whose experts transformers 5 stacks; compressed-tensors leaves the stacks unquantized.
+EXPERTS = ("mixtral", "qwen3_moe")
 FORMATS = ("modelopt", "compressed-tensors", "bf16")
 QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
 KEYS = ("model", "format", "quantization")
@@ -44,6 +47,10 @@ def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
     settings = {"arch": model, **MODELS[model]}
     if form == "modelopt":
         make_checkpoints.make_modelopt(path, **settings)
+    elif form == "compressed-tensors" and model in EXPERTS:
+        quantize_checkpoint(
+            make_checkpoints.make_plain(folder / f"{model}-plain", **settings), path, format=form
+        )
     elif form == "compressed-tensors":
         make_checkpoints.make_compressed_tensors(path, **settings)
     else:
