@@ -71,8 +71,13 @@ def old_spelling(file: Path) -> None:
         file.write_text(json.dumps({**config, "rope_theta": base}, indent=2))
 
 
-def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path]) -> Path:
-    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same."""
+def build(
+    checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path], serial: bool = False
+) -> Path:
+    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same.
+
+    ``serial`` is for models that MLC-LLM does not compile for the CPU otherwise (tests/helpers/mlc_llm_serial.py).
+    """
     mlc_llm_model.configure(checkpoint, out, quantization)
     mlc_llm_model.convert(checkpoint, out, quantization)
     config = json.loads((out / "mlc-chat-config.json").read_text())
@@ -81,7 +86,7 @@ def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, P
     if not record:  # without a record the default holds, which is what the libraries leave unquantized
         key = next((known for known in libraries if known.startswith(key.removesuffix(", null]"))), key)
     if key not in libraries:
-        libraries[key] = mlc_llm_model.compile(out)
+        libraries[key] = mlc_llm_model.compile(out, serial=serial)
     return libraries[key]
 
 
@@ -95,7 +100,7 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
         tokens, expected = reference.reference_steps(torch_model, prompt, STEPS + 1)
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
-            library = build(checkpoint, out, quantization, libraries)
+            library = build(checkpoint, out, quantization, libraries, model in EXPERTS)
             compiled = mlc_llm_model.CompiledModel(library, mlc_llm_model.read_parameters(out))
             single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
             cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
