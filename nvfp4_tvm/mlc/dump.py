@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nvfp4_tvm.mlc.quantization import KIND
+from nvfp4_tvm.mlc.rebind import rebind
 
 
 class _RawDump:
@@ -50,4 +51,4 @@ def keep_float32(module: Any) -> None:
         with _raw(module):
             return convert_weight(*args, **kwargs)
 
-    module.convert_weight = convert_weight_unrounded
+    rebind(module, "convert_weight", convert_weight_unrounded)

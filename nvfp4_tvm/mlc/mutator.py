@@ -95,7 +95,7 @@ class _Mutator(nn.Mutator):
             if isinstance(node, nn.Embedding):
                 return self._quantization.quantize_embedding
             return not is_final_fc(name) or self._quantization.quantize_final_fc
-        parts = [tensor.rpartition(".")[0] for tensor in self._sources.get(f"{name}.weight", [])]
+        parts = [tensor.removesuffix(".weight") for tensor in self._sources.get(f"{name}.weight", [])]
         states = {part: self._record.is_quantized(part) for part in parts}
         if len(set(states.values())) > 1:
             plain = ", ".join(part for part, quantized in states.items() if not quantized)

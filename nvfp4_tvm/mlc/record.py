@@ -21,6 +21,7 @@ from nvfp4_tvm.checkpoint.reader import Checkpoint
 from nvfp4_tvm.checkpoint.storage import read_json
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.mlc.quantization import KIND
+from nvfp4_tvm.mlc.rebind import rebind
 
 KEY = "nvfp4"
 _ATTRIBUTE = "_nvfp4_record"
@@ -177,4 +178,4 @@ def write_records(module: Any) -> None:
             file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         return result
 
-    module.gen_config = gen_config_with_record
+    rebind(module, "gen_config", gen_config_with_record)
