@@ -20,8 +20,7 @@ def gain(reports: Sequence[Report]) -> str:
         parts.append(
             f"{where}: times of the defaults and of what near shapes suggest over those of the tuned kernels, "
             f"geometric mean over M = {', '.join(map(str, rows))} and the largest; "
-            "times of the tuned kernels over the floor, the least.\n\n"
-            + tuning_gain.table(report["rows"])
+            "times of the tuned kernels over the floor, the least.\n\n" + tuning_gain.table(report["rows"])
         )
     return "\n".join(parts)
 
