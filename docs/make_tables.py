@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import convert_tables, gemm_plot, gemm_tables  # noqa: E402
+from benchmarks import convert_tables, gemm_plot, gemm_tables, grouped_tables, tuning_tables  # noqa: E402
 from benchmarks.markdown import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,6 +100,31 @@ def agreement(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table of all files that ``benchmarks/verify_mlc.py`` wrote."""
+    rows = [
+        [
+            f"{row['model']}, {row['format']}",
+            f"`{row['quantization']}`",
+            f"{row['cosine_prefill']:.6f}",
+            f"{row['cosine_decode_min']:.6f}",
+            f"{row['greedy_equal']} of {row['steps'] + 1}",
+        ]
+        for report in reports
+        for row in report["rows"]
+    ]
+    where = dict.fromkeys(
+        f"{report['cpu']}, {report['date']}, MLC-LLM {report['mlc_llm'][:8]}" for report in reports
+    )
+    steps = sorted({row["steps"] for report in reports for row in report["rows"]})
+    return (
+        f"{'; '.join(where)}: logits of libraries for the CPU beside transformers in float32 on the exactly "
+        f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
+        "cosine), and equal greedy tokens.\n\n"
+        + markdown_table(["", "", "prefill", "decode", "greedy tokens"], rows)
+    )
+
+
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
@@ -109,11 +134,15 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "gemm_bars": ("peer_gemm_*.json", gemm_tables.gemm_bars),
     "gemm_summary": ("peer_gemm_*.json", gemm_tables.gemm_summary),
     "gemm_times": ("peer_gemm_*.json", gemm_tables.gemm_times),
+    "grouped_gemm": ("grouped_gemm_*.json", grouped_tables.grouped_gemm),
     "kernel_resources": ("kernel_resources*.json", gemm_tables.kernel_resources),
     "sanitizer": ("sanitizer_*.json", gemm_tables.sanitizer),
     "large_models": ("large_models_*.json", convert_tables.large_models),
     "repack_gpu": ("repack_gpu_*.json", convert_tables.repack_gpu),
     "quantize": ("quantize_*.json", quantize),
+    "tuning_gain": ("tuning_gain_*.json", tuning_tables.gain),
+    "tuning_records": ("tuning_records_*.json", tuning_tables.records),
+    "mlc_agreement": ("mlc_agreement_*.json", mlc_agreement),
 }
 
 

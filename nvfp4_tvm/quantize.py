@@ -153,7 +153,7 @@ def quantize_checkpoint(
         )
     infos = sorted((checkpoint.tensor_info(n) for n in checkpoint.names()), key=lambda t: (t.file, t.begin))
     chosen, kept = _choose(checkpoint, exclude)
-    groups = _groups(chosen) if share_global_scales else {}
+    groups = fused_groups(chosen) if share_global_scales else {}
 
     naming = _NAMING[format]
     specs: dict[str, tuple[Any, tuple[int, ...]]] = {}
@@ -253,7 +253,7 @@ def _choose(checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[set[str], s
     return chosen, kept
 
 
-def _groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
+def fused_groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
     """Map each module that is part of a fused layer to all parts of it that are quantized."""
     groups = {}
     for module in chosen:

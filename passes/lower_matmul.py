@@ -1,4 +1,4 @@
-"""LowerNVFP4Matmul: ``nvfp4.matmul`` becomes a call of the kernels chosen by target, N, K and M.
+"""LowerNVFP4Matmul: ``nvfp4.matmul`` and ``nvfp4.grouped_matmul`` become calls of kernels for the target, N, K, M.
 
 Activations [..., K] are flattened to [M, K], and calls that pose the same problem for different M share one
 function, which branches on M.
@@ -22,6 +22,10 @@ from tvm.target import Target
 
 from nvfp4_tvm.codegen.machine_code import BuildLog
 from nvfp4_tvm.codegen.matmul import BuiltMatmul, build_matmul
+from nvfp4_tvm.op.grouped_matmul import NAME as GROUPED
+from nvfp4_tvm.op.grouped_matmul import operands as grouped_operands
+from nvfp4_tvm.op.grouped_matmul import problem_of as grouped_problem
+from nvfp4_tvm.op.grouped_matmul import rows_of
 from nvfp4_tvm.op.matmul import NAME as MATMUL
 from nvfp4_tvm.op.matmul import flatten, operands, problem_of, te_output, unflatten
 from nvfp4_tvm.passes.external import attach
@@ -46,6 +50,8 @@ class _Lowerer(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
+        if is_call(call, GROUPED):
+            return self.lower(grouped_problem(call), grouped_operands(call), rows_of(call))
         if not is_call(call, MATMUL):
             return call
         named, leading = operands(call), None
@@ -75,7 +81,7 @@ class _LowererToTIR(_Lowerer):
             )
             if "global_symbol" in (function.attrs or {}):
                 function = function.without_attr("global_symbol")
-            name = f"nvfp4_matmul_{problem.N}x{problem.K}"
+            name = f"nvfp4_{problem.label}"
             self.kernels[problem] = self.builder_.add_func(function, name)
         return self.kernels[problem]
 
@@ -144,15 +150,24 @@ class _Spans(relax.expr_functor.PyExprVisitor):
     def visit_call_(self, call: relax.Call) -> None:
         super().visit_call_(call)
         if is_call(call, MATMUL):
-            problem, found = problem_of(call), self.range(list(call.args[0].ty.shape)[:-1])
-            known = self.spans.get(problem)
-            self.spans[problem] = found if known is None else _hull(known, found)
+            self.add(problem_of(call), list(call.args[0].ty.shape)[:-1])
+        if is_call(call, GROUPED):
+            self.add(grouped_problem(call), [rows_of(call)])
+
+    def add(self, problem: MatmulProblem, rows: list[tirx.Expr]) -> None:
+        """Note that a problem is posed for the product of some extents."""
+        known, found = self.spans.get(problem), self.range(rows)
+        self.spans[problem] = found if known is None else _hull(known, found)
 
     def range(self, leading: list[tirx.Expr]) -> MRange:
         """Return the values that the product of some extents can have; zero rows need no kernel."""
         low, high = 1, 1
-        for extent in leading:
-            if isinstance(extent, tirx.IntImm):
+        factors = list(leading)
+        while factors:
+            extent = factors.pop()
+            if isinstance(extent, tirx.Mul):
+                factors += [extent.a, extent.b]
+            elif isinstance(extent, tirx.IntImm):
                 low, high = low * int(extent), high * int(extent)
             elif isinstance(extent, tirx.Var) and extent.name in self.bounds:
                 high *= self.bounds[extent.name]
@@ -168,7 +183,7 @@ def _hull(a: MRange, b: MRange) -> MRange:
 
 @tvm.transform.module_pass(opt_level=0, name="LowerNVFP4Matmul")
 class LowerNVFP4Matmul:
-    """Lower ``nvfp4.matmul`` for ``target``, or for the current target if it is None.
+    """Lower ``nvfp4.matmul`` and ``nvfp4.grouped_matmul`` for ``target``, or for the current target if it is None.
 
     On CUDA, machine code is made here, whether or not the build is inside
     :func:`nvfp4_tvm.codegen.cuda_machine_code`; resources of the kernels are appended to ``log`` if there is one.

@@ -50,6 +50,14 @@ def _schedule_passes(target: Target) -> list[tvm.transform.Pass]:
 _TVM = {"llvm": cpu_pipeline, "cuda": cuda_pipeline}
 
 
+def kernel_passes(target: Target, log: BuildLog | None = None) -> list[tvm.transform.Pass]:
+    """Lower operators on packed weights to this project's kernels for ``target``.
+
+    What is left of the module is up to any pipeline. Resources of our CUDA kernels are appended to ``log``.
+    """
+    return [LowerNVFP4Matmul(target, log), LowerNVFP4Dequantize(target, log)]
+
+
 def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.transform.Pass]:
     """Lower a module with packed weights for ``target``: our kernels first, then TVM's default passes.
 
@@ -59,8 +67,7 @@ def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.trans
         raise TargetError(f"target {target.kind.name}: not supported, expected one of {', '.join(_TVM)}")
     tvm_pipeline = _TVM[target.kind.name]
     return [
-        LowerNVFP4Matmul(target, log),
-        LowerNVFP4Dequantize(target, log),
+        *kernel_passes(target, log),
         LowerDense(target),
         *tvm_pipeline.library_dispatch_passes(target),
         *tvm_pipeline.legalize_passes(target),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tvm.target import Target
-from tvm.tirx import PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.errors import ShapeError
@@ -113,6 +113,26 @@ class MatmulProblem:
     def out_N(self) -> int:
         """Columns of ``out``."""
         return self.N if self.activation is None else self.N // 2
+
+    @property
+    def label(self) -> str:
+        """What it multiplies by, as names of functions begin: letters, digits and underscores."""
+        return f"matmul_{self.N}x{self.K}"
+
+    def operands(self, M: Expr | int) -> dict[str, tuple[tuple[Expr | int, ...], str]]:
+        """Return shape and dtype of every operand of the kernel interface, in order, ``out`` not included."""
+        N, K = self.N, self.K
+        found: dict[str, tuple[tuple[Expr | int, ...], str]] = {
+            "x": ((M, K), self.x_dtype),
+            "words": (layout.words_shape(N, K), "uint32"),
+            "scales": (layout.scales_shape(N, K), "uint32"),
+            "global_scale": (layout.global_scale_shape(N), "float32"),
+        }
+        if self.bias:
+            found["bias"] = ((N,), self.x_dtype)
+        if self.residual:
+            found["residual"] = ((M, self.out_N), self.out_dtype)
+        return found
 
     def __post_init__(self) -> None:
         layout.check_weight(self.N, self.K, "matmul")

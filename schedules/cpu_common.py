@@ -7,16 +7,18 @@ partial sums until the end of K.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
 from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
 
 #: Words of one row in a 128-block.
 ROW_WORDS = layout.TILE_K // layout.CODES_PER_WORD
@@ -105,6 +107,10 @@ class Arguments:
         T.buffer_store(self.out, T.cast(value, self.problem.out_dtype), [m, n])
 
 
+#: Emits a kernel over its arguments.
+Body: TypeAlias = Callable[[Arguments], None]
+
+
 def transpose_activations(
     args: Arguments,
     xt: Buffer,
@@ -139,9 +145,28 @@ def scale_lanes(h: int, lanes: int) -> list[int]:
     return result
 
 
-def kernel(problem: MatmulProblem, name: str, body: Callable[[Arguments], None]) -> PrimFunc:
-    """Build the PrimFunc of the kernel interface with ``body`` inside."""
-    N, K = problem.N, problem.K
+class CPURule(KernelRule):
+    """A kernel family of CPUs: its kernel is a body over `Arguments`, which kernels on experts share."""
+
+    #: Name of the function.
+    symbol: str
+
+    @abstractmethod
+    def body(self, problem: MatmulProblem, target: Target) -> Body | None:
+        """Return what emits the family's kernel for ``problem`` on ``target``, or None if it does not apply."""
+
+    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
+        """See `KernelRule.apply`."""
+        body = self.body(problem, target)
+        if body is None:
+            return None
+        return kernel(problem, self.symbol, lambda buffers, M: body(arguments(problem, M, buffers)))
+
+
+def kernel(
+    problem: MatmulProblem, name: str, emit: Callable[[dict[str, Buffer], Expr | int], None]
+) -> PrimFunc:
+    """Build the PrimFunc of the kernel interface around what ``emit(buffers by name, M)`` emits."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         # Scheduled: dlight and the default schedules leave the function alone.
@@ -149,15 +174,16 @@ def kernel(problem: MatmulProblem, name: str, body: Callable[[Arguments], None])
         M = problem.static_M
         if M is None:
             M = named("M", T.int64())
-        x = argument("x", (M, K), problem.x_dtype)
-        words = argument("words", layout.words_shape(N, K), "uint32")
-        scales = argument("scales", layout.scales_shape(N, K), "uint32")
-        global_scale = argument("global_scale", layout.global_scale_shape(N), "float32")
-        bias = argument("bias", (N,), problem.x_dtype) if problem.bias else None
-        out = argument("out", (M, N), problem.out_dtype)
-        flat_words, flat_scales = _flat("flat_words", words), _flat("flat_scales", scales)
-        body(Arguments(problem, M, x, bias, global_scale, out, flat_words, flat_scales))
+        shapes = {**problem.operands(M), "out": ((M, problem.out_N), problem.out_dtype)}
+        emit({name: argument(name, *about) for name, about in shapes.items()}, M)
     return builder.get()
+
+
+def arguments(problem: MatmulProblem, M: Expr | int, buffers: dict[str, Buffer]) -> Arguments:
+    """Return the arguments of a kernel of one weight."""
+    flat_words, flat_scales = (_flat(f"flat_{name}", buffers[name]) for name in ("words", "scales"))
+    x, bias, global_scale, out = (buffers.get(name) for name in ("x", "bias", "global_scale", "out"))
+    return Arguments(problem, M, x, bias, global_scale, out, flat_words, flat_scales)
 
 
 def argument(name: str, shape: tuple, dtype: str) -> Buffer:
@@ -165,8 +191,14 @@ def argument(name: str, shape: tuple, dtype: str) -> Buffer:
     return named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))
 
 
+def view(name: str, buffer: Buffer, shape: tuple, first: Expr | int) -> Buffer:
+    """Declare a compact part of a buffer that begins at element ``first``."""
+    offset = T.cast(first, "int64")
+    return named(name, T.decl_buffer(shape, buffer.dtype, data=buffer.data, elem_offset=offset))
+
+
 def _flat(name: str, buffer: Buffer) -> Buffer:
     size = 1
     for extent in buffer.shape:
         size = size * extent
-    return named(name, T.decl_buffer((size,), buffer.dtype, data=buffer.data))
+    return named(name, T.decl_buffer((size,), buffer.dtype, data=buffer.data, elem_offset=buffer.elem_offset))

@@ -8,15 +8,16 @@ L1, and runs a register tile of `TILE_ROWS` weight rows by several activation ro
 from __future__ import annotations
 
 from tvm.target import Target
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Buffer, Expr
 from tvm.tirx.script.builder import ir as T
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
+from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import (
     Arguments,
+    Body,
+    CPURule,
     horizontal_sum,
-    kernel,
     load,
     named,
     scale_lanes,
@@ -34,17 +35,18 @@ TILE_ROWS = 4
 PIECE_K = 512
 
 
-class CPUGemm(KernelRule):
+class CPUGemm(CPURule):
     """Blocked matmul for any M on llvm targets."""
 
     name = "cpu-gemm"
+    symbol = "nvfp4_cpu_gemm"
 
-    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
-        """See `KernelRule.apply`."""
+    def body(self, problem: MatmulProblem, target: Target) -> Body | None:
+        """See `CPURule.body`."""
         if target.kind.name != "llvm":
             return self.refuse(problem, f"the target is {target.kind.name}, not llvm")
         decoder = decoder_for(target)
-        return kernel(problem, "nvfp4_cpu_gemm", lambda args: _body(args, decoder))
+        return lambda args: _body(args, decoder)
 
 
 def _body(args: Arguments, decoder: Decoder) -> None:

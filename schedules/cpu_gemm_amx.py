@@ -11,13 +11,21 @@ w = 0..15. Decoding gives a weight row of such a step as one vector, which is a 
 from __future__ import annotations
 
 from tvm.target import Target
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Buffer, Expr
 from tvm.tirx.script.builder import ir as T
 from tvm.tirx.script.builder.frame import IfFrame
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
-from nvfp4_tvm.schedules.cpu_common import ROW_WORDS, Arguments, kernel, named, scale_lanes, store
+from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.cpu_common import (
+    ROW_WORDS,
+    Arguments,
+    Body,
+    CPURule,
+    named,
+    scale_lanes,
+    store,
+)
 from nvfp4_tvm.schedules.intrin import amx
 from nvfp4_tvm.schedules.intrin.cpu_decode import Decoder, decoder_for
 
@@ -31,13 +39,14 @@ ACCUMULATORS, WEIGHTS, ACTIVATIONS = ((0, 1), (2, 3)), (4, 5), (6, 7)
 PAIRS = layout.CODES_PER_WORD // 2
 
 
-class CPUGemmAMX(KernelRule):
+class CPUGemmAMX(CPURule):
     """Matmul for any M on x86-64 processors with AMX."""
 
     name = "cpu-gemm-amx"
+    symbol = "nvfp4_cpu_gemm_amx"
 
-    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
-        """See `KernelRule.apply`."""
+    def body(self, problem: MatmulProblem, target: Target) -> Body | None:
+        """See `CPURule.body`."""
         if target.kind.name != "llvm":
             return self.refuse(problem, f"the target is {target.kind.name}, not llvm")
         if not amx.has_amx(target):
@@ -45,7 +54,7 @@ class CPUGemmAMX(KernelRule):
         decoder = decoder_for(target)
         if decoder.lanes != ROW_WORDS:
             return self.refuse(problem, "the target has no AVX-512")
-        return kernel(problem, "nvfp4_cpu_gemm_amx", lambda args: _body(args, decoder))
+        return lambda args: _body(args, decoder)
 
 
 def _body(args: Arguments, decoder: Decoder) -> None:

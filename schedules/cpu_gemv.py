@@ -8,15 +8,16 @@ on, the decoded weights: whichever takes fewer operations).
 from __future__ import annotations
 
 from tvm.target import Target
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Buffer, Expr
 from tvm.tirx.script.builder import ir as T
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
+from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import (
     Arguments,
+    Body,
+    CPURule,
     horizontal_sum,
-    kernel,
     load,
     named,
     scale_lanes,
@@ -33,20 +34,21 @@ SCALE_WEIGHTS_FROM = 5
 PIECE_BYTES = 16 * 1024
 
 
-class CPUGemv(KernelRule):
+class CPUGemv(CPURule):
     """GEMV for ``M <= 8`` on llvm targets."""
 
     name = "cpu-gemv"
+    symbol = "nvfp4_cpu_gemv"
 
-    def apply(self, problem: MatmulProblem, target: Target) -> PrimFunc | None:
-        """See `KernelRule.apply`."""
+    def body(self, problem: MatmulProblem, target: Target) -> Body | None:
+        """See `CPURule.body`."""
         if target.kind.name != "llvm":
             return self.refuse(problem, f"the target is {target.kind.name}, not llvm")
         rows = problem.M.high
         if rows is None or rows > MAX_M:
             return self.refuse(problem, f"M may exceed {MAX_M}")
         decoder = decoder_for(target)
-        return kernel(problem, "nvfp4_cpu_gemv", lambda args: _body(args, decoder, rows))
+        return lambda args: _body(args, decoder, rows)
 
 
 def _body(args: Arguments, decoder: Decoder, rows: int) -> None:

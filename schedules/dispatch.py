@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from nvfp4_tvm.arch import Arch, get_arch
+from nvfp4_tvm.arch import SUPPORTED, Arch, get_arch
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.base import Kernel, KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.cpu import CPU_TABLE
@@ -26,6 +26,8 @@ from nvfp4_tvm.schedules.gemm_mma import GemmMma
 from nvfp4_tvm.schedules.gemm_plain import PlainGemm
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma
 from nvfp4_tvm.schedules.gemv import Gemv
+from nvfp4_tvm.schedules.grouped import GroupedProblem
+from nvfp4_tvm.schedules.grouped_table import grouped_table
 from nvfp4_tvm.schedules.spaces import space_of
 from nvfp4_tvm.schedules.tuned import choices
 
@@ -56,8 +58,8 @@ class Ranged(Protocol):
         """Return the ranges of M that have one configuration each, in order; others are not for this rule."""
 
 
-def table_for(target: Target) -> Table:
-    """Return the table of a target.
+def table_for(target: Target, problem: MatmulProblem | None = None) -> Table:
+    """Return the table of a target, for a problem with experts that of its own.
 
     Raises
     ------
@@ -65,10 +67,12 @@ def table_for(target: Target) -> Table:
         If no kernels exist for the target.
     """
     kind = target.kind.name
+    if isinstance(problem, GroupedProblem) and kind in ("cuda", "llvm"):
+        return grouped_table(problem, kind)
     if kind == "cuda":
         return TABLES[get_arch(str(target.attrs["arch"])).name]
     if kind not in TABLES:
-        raise TargetError(f"target {kind}: no NVFP4 kernels; supported are cuda, llvm")
+        raise TargetError(f"target {kind}: no NVFP4 kernels; supported are cuda ({SUPPORTED}), llvm")
     return TABLES[kind]
 
 
@@ -90,7 +94,7 @@ def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, Ke
         If no rule applies to a part of the range.
     """
     chosen = []
-    for m_range, rules in table_for(target):
+    for m_range, rules in table_for(target, problem):
         part = intersect(m_range, problem.M)
         if part is None:
             continue
@@ -106,7 +110,7 @@ def kernels_for(problem: MatmulProblem, target: Target) -> list[tuple[MRange, Ke
 
 def tuned_rules(problem: MatmulProblem, target: Target) -> Iterator[tuple[MRange, KernelRule | None]]:
     """Cut the problem's range where tuning records change, with the family each piece gets; None without one."""
-    if target.kind.name != "cuda":
+    if target.kind.name != "cuda" or isinstance(problem, GroupedProblem):
         yield problem.M, None
         return
     at: int | None = problem.M.low

@@ -10,6 +10,7 @@ faster or slower at all of the tiles alike is an assumption; what decides is how
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
@@ -94,42 +95,86 @@ def predicted_time(candidate: Candidate, N: int, K: int, M: int, sms: int) -> fl
     """Return the model's microseconds."""
     config = candidate.config
     blocks = -(-M // config.block_m) * -(-N // config.block_n) * config.splits
-    stages = config.stages_along_k(K) * config.block_k / layout.TILE_K
-    cost = candidate.alone if candidate.alone is not None and blocks <= sms else candidate.cost
-    time = START + -(-blocks // sms) * stages * cost
+    time = launch_time(candidate, K, -(-blocks // sms), blocks <= sms)
     if config.splits > 1:
         time += ADD_START + (config.splits + 1) * 4 * M * N / ADD_RATE
     return time
 
 
-@cache
-def _plan(N: int, K: int, arch: Arch) -> tuple[tuple[MRange, MmaConfig], ...]:
-    # Of an even number of cards the smaller: what fills it fits the larger, not the other way
-    sms = statistics.median_low(card.sms for card in arch.cards)
-    plan: list[tuple[MRange, MmaConfig]] = []
-    lows = (MIN_M, *(bound + 1 for bound in BOUNDS))
-    for low, high in zip(lows, (*BOUNDS, None), strict=True):
-        sizes = LARGE_M if high is None else (high,)
+def launch_time(candidate: Candidate, K: int, waves: float, alone: bool) -> float:
+    """Return the model's microseconds of one launch of so many blocks an SM, or one that it has to itself."""
+    config = candidate.config
+    stages = config.stages_along_k(K) * config.block_k / layout.TILE_K
+    cost = candidate.alone if candidate.alone is not None and alone else candidate.cost
+    return START + waves * stages * cost
+
+
+def usual_sms(arch: Arch) -> int:
+    """SMs to fit waves to: of an even number of cards the smaller's, which fits the larger, not the other way."""
+    return statistics.median_low(card.sms for card in arch.cards)
+
+
+def plan(
+    bounds: Sequence[tuple[MRange, Sequence[int]]],
+    candidates: Callable[[MRange], Sequence[Candidate]],
+    time: Callable[[Candidate, int], float],
+    worth_a_kernel: float = WORTH_A_KERNEL,
+) -> tuple[tuple[MRange, MmaConfig], ...]:
+    """Choose a configuration for each range, the fastest unless one of a range before is nearly as fast.
+
+    Parameters
+    ----------
+    bounds : sequence of (MRange, sequence of int)
+        Neighbouring ranges in order, each with the M that stand for it.
+    candidates : callable
+        What a range may get.
+    time : callable
+        ``time(candidate, M)``, microseconds.
+    worth_a_kernel : float
+        How much faster another must be.
+    """
+    chosen: list[tuple[MRange, MmaConfig]] = []
+    for part, sizes in bounds:
         times = {
-            candidate.config: sum(predicted_time(candidate, N, K, M, sms) / M for M in sizes)
-            for candidate in _candidates(N, high, arch)
+            candidate.config: sum(time(candidate, M) / M for M in sizes) for candidate in candidates(part)
         }
         best = min(times, key=lambda config: times[config])
-        known = min((config for _, config in plan), key=lambda config: times.get(config, inf), default=best)
-        if times.get(known, inf) <= times[best] * WORTH_A_KERNEL:
+        known = min((config for _, config in chosen), key=lambda config: times.get(config, inf), default=best)
+        if times.get(known, inf) <= times[best] * worth_a_kernel:
             best = known
-        if plan and plan[-1][1] == best:
-            low = plan.pop()[0].low
-        plan.append((MRange(low, high), best))
-    return tuple(plan)
+        low = chosen.pop()[0].low if chosen and chosen[-1][1] == best else part.low
+        chosen.append((MRange(low, part.high), best))
+    return tuple(chosen)
+
+
+@cache
+def _plan(N: int, K: int, arch: Arch) -> tuple[tuple[MRange, MmaConfig], ...]:
+    sms = usual_sms(arch)
+    lows = (MIN_M, *(bound + 1 for bound in BOUNDS))
+    bounds = [
+        (MRange(low, high), LARGE_M if high is None else (high,))
+        for low, high in zip(lows, (*BOUNDS, None), strict=True)
+    ]
+    return plan(
+        bounds,
+        lambda part: _candidates(N, part.high, arch),
+        lambda candidate, M: predicted_time(candidate, N, K, M, sms),
+    )
+
+
+def fitting(arch: Arch) -> list[Candidate]:
+    """Return the candidates that fit the shared memory and do not spill."""
+    return [
+        candidate
+        for candidate in CANDIDATES
+        if candidate.config.shared_bytes() <= arch.shared_per_block and arch.name not in candidate.spills_on
+    ]
 
 
 def _candidates(N: int, high: int | None, arch: Arch) -> list[Candidate]:
     """All configurations that fit and do not spill, with as many splits as their sums may take memory for."""
     result = []
-    for candidate in CANDIDATES:
-        if candidate.config.shared_bytes() > arch.shared_per_block or arch.name in candidate.spills_on:
-            continue
+    for candidate in fitting(arch):
         for splits in range(1, MAX_SPLITS + 1):
             if splits == 1 or (high is not None and splits * high * N * 4 <= MAX_SUMS):
                 result.append(replace(candidate, config=replace(candidate.config, splits=splits)))

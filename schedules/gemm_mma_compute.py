@@ -4,17 +4,13 @@ Unscheduled, it runs on llvm. Every buffer is cut into the tiles of thread block
 scheduling never splits a symbolic extent. Axes: ``t`` a tile of 16 rows of W, ``b`` 8 tokens, ``i`` a step of 32 k
 in a stage, 8 consecutive k for each of the lanes' four q. Blocks:
 
-``x_shared``    activations in 16-byte chunks, swizzled; zero for rows beyond M and k beyond K
+``x_shared``    activations in swizzled chunks (:mod:`.gemm_mma_swizzle`); zero for rows beyond M and k beyond K
 ``w_shared``, ``s_shared``   words and scales of a stage; beyond the packed arrays those of their last tile
 ``x``           B fragments: lane 4g + q holds token g
 ``w_lane``, ``s_bytes``, ``s``, ``w``   a lane's words and scales, decoded: A fragments
 ``sum``         accumulators, of W times x
 ``total``       their sum over the warps that split a stage along K
 ``value``, ``turned``, ``out``   epilogue: to the output dtype, to a lane per token, to memory
-
-Swizzle: a row's 16-byte chunk i of piece q goes to slot ``i xor (row % 2 + 2 q')``, so that the eight chunks a
-quarter of a warp reads at a time (two rows, four q) lie in different banks, and a row's chunks are still copied in
-the order they have in memory, up to permutations of 64 bytes.
 """
 
 from __future__ import annotations
@@ -29,26 +25,12 @@ from tvm.tirx.script.builder import ir as T
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import epilogue
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.cpu_common import argument, named
 from nvfp4_tvm.schedules.gemm_mma_config import MMA_TOKENS, MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_swizzle import CHUNK, chunk_of, slot_of
 from nvfp4_tvm.schedules.intrin import fp4_decode, mma
 
-#: Elements of 16 bytes of activations.
-CHUNK = 8
 LANE_K = 32
-
-
-def slot_of(chunk: Expr, row: Expr, q: Expr, chunks: int) -> Expr:
-    """Slot of a row's chunk in piece q of ``chunks`` chunks."""
-    half = chunks // 2
-    low, high = (chunk % 2 + row % 2) % 2, (chunk // 2 + q * half // 4) % half
-    return low + high * 2 if half > 1 else low
-
-
-def chunk_of(slot: Expr, row: Expr, q: Expr, chunks: int) -> Expr:
-    """Chunk in a slot: the inverse of `slot_of`."""
-    half = chunks // 2
-    low, high = (slot % 2 + row % 2) % 2, (slot // 2 + (half - 1) * (q * half // 4)) % half
-    return low + high * 2 if half > 1 else low
 
 
 def partial_sums_shape(problem: MatmulProblem, config: MmaConfig, M: Expr) -> tuple[Expr | int, ...]:
@@ -56,7 +38,9 @@ def partial_sums_shape(problem: MatmulProblem, config: MmaConfig, M: Expr) -> tu
     return (config.splits, M, layout.global_scale_shape(problem.N)[0])
 
 
-def gemm_mma(problem: MatmulProblem, config: MmaConfig, group_size: int = 16) -> PrimFunc:
+def gemm_mma(
+    problem: MatmulProblem, config: MmaConfig, group_size: int = 16, blocks: type[Blocks] | None = None
+) -> PrimFunc:
     """Return the block computation of one launch.
 
     Its parameters are those of :mod:`.base`, or ``x, words, scales, sums`` where ``config.splits > 1``:
@@ -65,16 +49,16 @@ def gemm_mma(problem: MatmulProblem, config: MmaConfig, group_size: int = 16) ->
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("gemm_mma")
         T.func_attr({"tirx.noalias": True})
-        _Builder(problem, config, group_size).build()
+        (blocks or Blocks)(problem, config, group_size).build()
     return builder.get()
 
 
-class _Builder:
-    """Emits the blocks; its methods are in their order."""
+class Blocks:
+    """Emits the blocks; its methods are in their order, after those that say which rows meet which weight."""
 
     def __init__(self, problem: MatmulProblem, config: MmaConfig, group_size: int) -> None:
         self.problem, self.config, self.group_size = problem, config, group_size
-        self.M = _named("M", T.int64())
+        self.M = named("M", T.int64())
         self.tiles, self.tiles_k = layout.tiles(problem.N, problem.K)
         self.stages = config.stages_along_k(problem.K)
         self.blocks_n = -(-self.tiles // config.tiles_n)
@@ -89,20 +73,39 @@ class _Builder:
         self.blocks_m = T.cast((self.M + (config.block_m - 1)) // config.block_m, "int32")
 
     def _parameters(self) -> None:
-        problem = self.problem
-        N, K, M = problem.N, problem.K, self.M
-        self.x = _parameter("x", (M, K), problem.x_dtype)
-        self.words = _parameter("words", layout.words_shape(N, K), "uint32")
-        self.scales = _parameter("scales", layout.scales_shape(N, K, self.group_size), "uint32")
+        problem, M = self.problem, self.M
+        shapes = problem.operands(M)
+        shapes["scales"] = (
+            (*shapes["scales"][0][:-1], layout.scales_shape(1, 16, self.group_size)[-1]),
+            "uint32",
+        )
         if self.split:
-            self.out = _parameter("sums", partial_sums_shape(problem, self.config, M), "float32")
-            return
-        self.global_scale = _parameter("global_scale", layout.global_scale_shape(N), "float32")
-        if problem.bias:
-            self.bias = _parameter("bias", (N,), problem.x_dtype)
-        if problem.residual:
-            self.residual = _parameter("residual", (M, problem.out_N), problem.out_dtype)
-        self.out = _parameter("out", (M, problem.out_N), problem.out_dtype)
+            shapes = {name: shapes[name] for name in ("x", "words", "scales")}
+            shapes["sums"] = partial_sums_shape(problem, self.config, M), "float32"
+        else:
+            shapes["out"] = (M, problem.out_N), problem.out_dtype
+        self.buffers = {name: argument(name, *about) for name, about in shapes.items()}
+        self.out = self.buffers["sums" if self.split else "out"]
+
+    @property
+    def _weight_blocks(self) -> tuple[Expr | int, ...]:
+        """Axes of thread blocks that decoded weights have."""
+        return (self.blocks_n,)
+
+    def _weight(self, _outer: Sequence[Expr]) -> tuple[Expr, ...]:
+        """Leading indices into the packed arrays, from the leading axes of a staged or summed block."""
+        return ()
+
+    def _token(self, vm: Expr, row: Expr) -> Expr:
+        """Row of x and of out of a tile's row."""
+        return vm * self.config.block_m + row
+
+    def _end(self, _vm: Expr) -> Expr:
+        """Where a tile's rows end, at the latest."""
+        return self.rows
+
+    def _declare_reads(self, *regions: Expr) -> None:
+        """Say what a block of the epilogue reads; by default what TVM finds."""
 
     def build(self) -> None:
         """Emit all blocks."""
@@ -124,18 +127,18 @@ class _Builder:
 
         def staged(*axes: Expr) -> Expr:
             *outer, row, q, slot, e = axes
-            token = outer[-2] * c.block_m + row
+            token = self._token(outer[-2], row)
             step = self._stage(outer) * c.steps + chunk_of(slot, row, q, c.steps)
             k = (
                 step // layout.WORDS_PER_LANE * layout.TILE_K
                 + q * LANE_K
                 + step % layout.WORDS_PER_LANE * CHUNK
             )
-            inside = token < self.rows
+            inside = token < self._end(outer[-2])
             if beyond_k:
                 inside = tirx.And(inside, k < K)
             # The comparison is of whole chunks: K is a multiple of 16
-            bits = T.reinterpret("uint16", self.x[T.cast(token, "int64"), k + e])
+            bits = T.reinterpret("uint16", self.buffers["x"][T.cast(token, "int64"), k + e])
             return T.if_then_else(inside, bits, tirx.const(0, "uint16"))
 
         shared = _block("x_shared", (*lead, c.block_m, 4, c.steps, CHUNK), "uint16", staged)
@@ -150,34 +153,34 @@ class _Builder:
 
     def _weights(self) -> Buffer:
         c, dtype = self.config, self.problem.x_dtype
-        lead = (*self.split, self.blocks_n, self.stages)
+        lead = (*self.split, *self._weight_blocks, self.stages)
         per_block = layout.WORDS_PER_LANE
 
-        def source(outer: Sequence[Expr], t: Expr, block: Expr) -> tuple[Expr, Expr]:
+        def source(outer: Sequence[Expr], t: Expr, block: Expr) -> tuple[Expr, ...]:
             tile = outer[-2] * c.tiles_n + t
             if self.blocks_n * c.tiles_n > self.tiles:
                 tile = T.min(tile, self.tiles - 1)
             block = self._stage(outer) * c.steps // per_block + block
             if c.splits * self.stages * c.block_k > self.tiles_k * layout.TILE_K:
                 block = T.min(block, self.tiles_k - 1)
-            return tile, block
+            return (*self._weight(outer[:-1]), tile, block)
 
         def first_word(outer: Sequence[Expr]) -> Expr | int:
             return self._stage(outer) * c.steps % per_block if c.steps < per_block else 0
 
         def words(*axes: Expr) -> Expr:
             *outer, t, block, h, lane, i = axes
-            return self.words[(*source(outer, t, block), h, lane, first_word(outer) + i)]
+            return self.buffers["words"][(*source(outer, t, block), h, lane, first_word(outer) + i)]
 
         inner = (c.tiles_n, c.stage_blocks)
         lane_words = (*lead, *inner, 2, layout.LANES, c.stage_words)
         w_shared = _block("w_shared", lane_words, "uint32", words)
-        scale_words = self.scales.shape[-1]
+        scale_words = self.buffers["scales"].shape[-1]
         s_shared = _block(
             "s_shared",
             (*lead, *inner, scale_words),
             "uint32",
-            lambda *axes: self.scales[(*source(axes[:-3], *axes[-3:-1]), axes[-1])],
+            lambda *axes: self.buffers["scales"][(*source(axes[:-3], *axes[-3:-1]), axes[-1])],
         )
         w_lane = _block("w_lane", lane_words, "uint32", lambda *axes: w_shared[axes])
 
@@ -217,7 +220,7 @@ class _Builder:
         tile = (c.tiles_n, c.tiles_m)
         steps = c.steps // c.k_warps
         shape = (*blocks, *self.part, *tile, layout.LANES, 4)
-        total = _named("sum", T.sblock_alloc_buffer(shape, "float32"))
+        total = named("sum", T.sblock_alloc_buffer(shape, "float32"))
         reduced = (self.stages, steps, 2)
         with T.grid(*shape[:-2], *reduced, layout.LANES, 4, 16) as loops, T.sblock("sum"):
             spatial, inner = len(shape) - 2, len(loops) - 3
@@ -231,7 +234,8 @@ class _Builder:
             *split, vm, vn = outer[: len(blocks)]
             t, b = outer[-2:]
             step = outer[len(blocks)] * steps + i if self.part else i
-            a = w[(*split, vn, stage, t, step, j, a_lane, a_register)]
+            blocks_w = (vm, vn)[-len(self._weight_blocks) :]
+            a = w[(*split, *blocks_w, stage, t, step, j, a_lane, a_register)]
             b_ = x[(*split, vm, stage, b, step, b_lane, j * 2 + b_register)]
             at = (*outer, lane, r)
             T.reads(a, b_)
@@ -245,7 +249,7 @@ class _Builder:
         return self._add_parts(total, (*blocks, *tile, layout.LANES, 4), len(blocks))
 
     def _add_parts(self, sums: Buffer, shape: tuple, position: int) -> Buffer:
-        total = _named("total", T.sblock_alloc_buffer(shape, "float32"))
+        total = named("total", T.sblock_alloc_buffer(shape, "float32"))
         with T.grid(*shape, *self.part) as loops, T.sblock("total"):
             at = [T.axis.spatial(e, v) for e, v in zip(shape, loops, strict=False)]
             part = T.axis.reduce(self.part[0], loops[-1])
@@ -269,17 +273,21 @@ class _Builder:
 
         def row(half: Expr | int) -> Expr:
             n = t * layout.TILE_N + half * 8 + lane // 4
-            bias = self.bias[self._within(n, problem.N)] if problem.bias else None
-            scale = self.global_scale[self._within(n, self.tiles * layout.TILE_N)]
+            bias = self.buffers["bias"][self._within(n, problem.N)] if problem.bias else None
+            scale = self.buffers["global_scale"][
+                (*self._weight(outer), self._within(n, self.tiles * layout.TILE_N))
+            ]
             return epilogue.row_value(total[(*outer, *tile, lane, e * 2 + half)], scale, bias)
 
         value, up = (row(0), row(1)) if self.gated else (row(h), None)
+        elements = slice(e * 2, e * 2 + 2) if self.gated else e * 2 + h
+        self._declare_reads(total[(*outer, *tile, lane, elements)])
         residual = None
         if problem.residual:
-            token = self._token(outer, tile[1], lane % 4 * 2 + e)
+            token = self._row(outer, tile[1], lane % 4 * 2 + e)
             column = self._column(t, h, lane // 4)
-            element = T.cast(self.residual[T.cast(token, "int64"), column], "float32")
-            residual = T.if_then_else(self._inside(token, column), element, T.float32(0))
+            element = T.cast(self.buffers["residual"][T.cast(token, "int64"), column], "float32")
+            residual = T.if_then_else(self._inside(outer, token, column), element, T.float32(0))
         return epilogue.output(problem, value, up, residual)
 
     def _within(self, n: Expr, limit: int) -> Expr:
@@ -292,15 +300,15 @@ class _Builder:
             return tile * (layout.TILE_N // 2) + row
         return tile * layout.TILE_N + h * 8 + row
 
-    def _token(self, outer: Sequence[Expr], b: Expr, token: Expr) -> Expr:
-        return outer[len(self.split)] * self.config.block_m + b * MMA_TOKENS + token
+    def _row(self, outer: Sequence[Expr], b: Expr, token: Expr) -> Expr:
+        return self._token(outer[len(self.split)], b * MMA_TOKENS + token)
 
-    def _inside(self, token: Expr, column: Expr) -> Expr:
+    def _inside(self, outer: Sequence[Expr], token: Expr, column: Expr) -> Expr:
         """Whether an element is one of out."""
         columns, computed = int(self.out.shape[-1]), self.blocks_n * self.config.block_n
         if self.gated:
             computed //= 2
-        inside = token < self.rows
+        inside = token < self._end(outer[len(self.split)])
         return inside if computed == columns else tirx.And(inside, column < columns)
 
     @property
@@ -314,7 +322,7 @@ class _Builder:
         shape = (*self._blocks, c.tiles_n, c.tiles_m, 2, *(halves,) * (halves > 1), layout.LANES)
         with T.grid(*shape) as loops, T.sblock("out"):
             *outer, t, b, e, h, lane = self._axes(shape, loops, halves)
-            token = self._token(outer, b, lane % 4 * 2 + e)
+            token = self._row(outer, b, lane % 4 * 2 + e)
             if self.split:
                 value = total[(*outer, t, b, lane, e * 2 + h)]
             else:
@@ -330,7 +338,7 @@ class _Builder:
         self, outer: Sequence[Expr], token: Expr, column: Expr, value: Expr, e: Expr | int = 0
     ) -> None:
         # The bound is checked without e: both elements of a pair are inside, or neither
-        with T.If(self._inside(token, column)), T.Then():
+        with T.If(self._inside(outer, token, column)), T.Then():
             T.buffer_store(self.out, value, [*outer[: len(self.split)], T.cast(token, "int64"), column + e])
 
     def _store_16_bit(self, total: Buffer) -> None:
@@ -358,8 +366,9 @@ class _Builder:
                 axes[:-1] if halves > 1 else (*axes[:-2], tirx.const(0, "int32"), axes[-2])
             )
             e, pair = axes[-1], lane % 4 * 2
-            token = self._token(outer, b, lane // 4)
+            token = self._row(outer, b, lane // 4)
             tile = outer[-1] * c.tiles_n + t
+            self._declare_reads(turned[axes])
             if self.problem.out_N % 2:
                 self._store(outer, token, self._column(tile, h, pair + e), turned[axes])
             else:
@@ -368,16 +377,8 @@ class _Builder:
 
 def _block(name: str, shape: Sequence[Expr | int], dtype: str, value: Callable[..., Expr]) -> Buffer:
     """Emit a block that computes every element of a new buffer of its name."""
-    buffer = _named(name, T.sblock_alloc_buffer(shape, dtype))
+    buffer = named(name, T.sblock_alloc_buffer(shape, dtype))
     with T.grid(*shape) as loops, T.sblock(name):
         axes = [T.axis.spatial(e, v) for e, v in zip(shape, loops, strict=True)]
         T.buffer_store(buffer, value(*axes), axes)
     return buffer
-
-
-def _named(name: str, value: Expr) -> Expr:
-    return IRBuilder.name(name, value)
-
-
-def _parameter(name: str, shape: Sequence[Expr | int], dtype: str) -> Buffer:
-    return _named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))

@@ -15,8 +15,11 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nvfp4_tvm.schedules.base import MatmulProblem
-from nvfp4_tvm.schedules.gemm_mma_compute import CHUNK, gemm_mma
+from nvfp4_tvm.schedules.gemm_mma_compute import gemm_mma
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_grouped_compute import TILE
+from nvfp4_tvm.schedules.gemm_mma_swizzle import CHUNK
+from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.intrin import mma
 from nvfp4_tvm.schedules.lowering import BARRIER_BEFORE
 
@@ -34,12 +37,15 @@ def schedule_steps(sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfi
 class _Scheduler:
     def __init__(self, sch: s_tir.Schedule, problem: MatmulProblem, config: MmaConfig) -> None:
         self.sch, self.problem, self.config = sch, problem, config
+        self.grouped = isinstance(problem, GroupedProblem)
 
     def run(self) -> s_tir.Schedule:
         """Apply all steps."""
         self._tile()
         self._place()
         self._copy_cooperatively()
+        if self.grouped:
+            self._find_tile()
         self._epilogue()
         self._tensorize()
         self._pipeline()
@@ -56,6 +62,9 @@ class _Scheduler:
         sch.reorder(warp_n, warp_m, stage, step, group, k16, b, t)
         warp = sch.fuse(warp_n, warp_m)
         axes = ["blockIdx.z"] * (c.splits > 1) + ["blockIdx.x", "blockIdx.y"]
+        if self.grouped:
+            # Blocks that run together share rows of x and one expert's weight, which stay in the L2
+            axes.reverse()
         axes += ["threadIdx.z"] * (c.k_warps > 1)
         for loop, axis in zip(outer, axes, strict=True):
             sch.bind(loop, axis)
@@ -156,6 +165,13 @@ class _Scheduler:
             sch.compute_at(block, tile)
         self.tile_depth = len(sch.get_loops(out)) - len(within)
         self._finish_tile(names, within)
+
+    def _find_tile(self) -> None:
+        """Every thread finds its expert and rows for itself, before anything else."""
+        block = self.sch.get_sblock(TILE)
+        for buffer in range(3):
+            self.sch.set_scope(block, buffer, "local")
+        self.sch.compute_at(block, self.block_tile, index=0)
 
     def _finish_tile(self, names: list[str], within: list[LoopRV]) -> None:
         sch = self.sch

@@ -11,7 +11,6 @@ from tvm import s_tir, te, tirx
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from nvfp4_tvm import layout
 from nvfp4_tvm.op.matmul import te_matmul, te_output
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
@@ -26,18 +25,8 @@ def matmul_prim_func(problem: MatmulProblem, pad_M: int = 1) -> PrimFunc:
     The block ``matmul`` covers M rounded up to a multiple of ``pad_M``, its rows beyond M being zero, so that
     a tile of it has constant extents.
     """
-    N, K = problem.N, problem.K
     M = tirx.Var("M", "int64") if problem.static_M is None else problem.static_M
-    operands = {
-        "x": ((M, K), problem.x_dtype),
-        "words": (layout.words_shape(N, K), "uint32"),
-        "scales": (layout.scales_shape(N, K), "uint32"),
-        "global_scale": (layout.global_scale_shape(N), "float32"),
-    }
-    if problem.bias:
-        operands["bias"] = ((N,), problem.x_dtype)
-    if problem.residual:
-        operands["residual"] = ((M, problem.out_N), problem.out_dtype)
+    operands = problem.operands(M)
     tensors = {name: te.placeholder(shape, dtype, name) for name, (shape, dtype) in operands.items()}
     out = te_matmul(problem, tensors, pad_M)
     return te.create_prim_func([*tensors.values(), out])
@@ -61,7 +50,7 @@ class PlainGemm(KernelRule):
         workspace = Workspace("products", "float32", lambda M: (M, problem.N))
         launches = (
             Launch(_matmul(products), (*operands, "products"), "s_tir"),
-            Launch(_activation(problem), ("products", *last), "s_tir"),
+            Launch(activation_function(problem), ("products", *last), "s_tir"),
         )
         return CudaKernel(self.name, launches, (workspace,))
 
@@ -83,7 +72,8 @@ def _matmul(problem: MatmulProblem) -> PrimFunc:
     return sch.mod["main"]
 
 
-def _activation(problem: MatmulProblem) -> PrimFunc:
+def activation_function(problem: MatmulProblem) -> PrimFunc:
+    """Return the launch that follows products [M, N] in fp32: activation, residual, cast."""
     M = tirx.Var("M", "int64")
     products = te.placeholder((M, problem.N), "float32", "products")
     shape = (M, problem.out_N)

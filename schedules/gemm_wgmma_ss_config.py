@@ -12,6 +12,7 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import (
     TOKENS_MULTIPLE,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
+    WGMMA_REGISTERS,
     WGMMA_ROWS,
 )
 
@@ -19,6 +20,9 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import (
 BOX_BYTES = 128
 BOX_K = BOX_BYTES // 2
 BOXES = layout.TILE_K // BOX_K
+#: A box's slot is free when the next box is being multiplied, and a decoding warp copies the last box of a
+#: 128-block before it decodes the block: with as many slots as boxes it would wait for a product of that block.
+MIN_X_STAGES = BOXES + 1
 #: Warpgroups that multiply, their warps, and the weight rows of a tile.
 WARPGROUPS = 2
 WARPS = WARPGROUPS * WARPGROUP_WARPS
@@ -27,8 +31,6 @@ ROWS = WARPGROUPS * WGMMA_ROWS
 STORE_TOKENS, STORE_STAGES = 64, 2
 #: Registers of a decoding and of a multiplying thread (setmaxnreg), by warpgroups that decode: all of an SM.
 REGISTERS = {1: (104, 200), 2: (88, 168)}
-#: What ptxas wants at launch besides wgmma's accumulators (C7602: "register target of 154 or higher" for 128).
-_WGMMA_REGISTERS = 26
 #: Of an mbarrier.
 _BARRIER_BYTES = 8
 
@@ -61,9 +63,12 @@ class SharedWgmmaConfig:
         limits = get_arch("sm_90")
         if self.tokens % TOKENS_MULTIPLE or not TOKENS_MULTIPLE <= self.tokens <= MAX_TOKENS:
             self._refuse(f"tokens must be a multiple of {TOKENS_MULTIPLE} up to {MAX_TOKENS}")
-        if min(self.x_stages, self.w_stages) < 2 or self.decoders not in REGISTERS:
-            self._refuse(f"expected at least 2 stages and {sorted(REGISTERS)} warpgroups that decode")
-        if self.tokens // 2 + _WGMMA_REGISTERS > limits.registers_per_sm // self.threads:
+        if self.x_stages < MIN_X_STAGES or self.w_stages < 2 or self.decoders not in REGISTERS:
+            self._refuse(
+                f"expected at least {MIN_X_STAGES} stages of activations, 2 of weights and {sorted(REGISTERS)} "
+                f"warpgroups that decode"
+            )
+        if self.tokens // 2 + WGMMA_REGISTERS > limits.registers_per_sm // self.threads:
             self._refuse(f"{self.tokens // 2} accumulators do not fit {self.threads} threads")
         if self.shared_bytes > limits.shared_per_block:
             self._refuse(f"{self.shared_bytes} B of shared memory do not fit an SM")

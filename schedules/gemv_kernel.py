@@ -8,10 +8,14 @@ are 16-byte loads that are mma operands as they are (see :mod:`nvfp4_tvm.layout`
 Memory that must not be read is not: activations beyond row M are clamped to row M - 1, whose sums are dropped, and
 those beyond K are zeros that were never loaded. A weight tile beyond the last one is clamped likewise.
 
+On experts (:mod:`.grouped`) the grid has a second axis, tiles of rows, and a block finds its expert and rows from
+``indptr`` first of all.
+
 Programmatic dependent launch (PTX ISA, ``griddepcontrol``): a kernel may begin while its predecessor runs. Weights
 are constants and are loaded before the wait; everything another kernel may have written is touched after it. The
 trigger that lets the successor begin comes after the wait: whatever ran before the predecessor is then complete
-when the successor begins, so only weights written by the kernel directly before could be read too early.
+when the successor begins, so only weights written by the kernel directly before could be read too early. Which
+expert's weights are read was written lately, too: on experts everything comes after the wait.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import output, row_value
+from nvfp4_tvm.schedules.grouped import GroupedProblem
+from nvfp4_tvm.schedules.intrin.expert_tile import cuda_tile
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
 
 #: Rows of activations of one mma: the n of m16n8k16.
@@ -146,28 +152,51 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
     rounds = -(-TOKENS * columns // NTHREADS)
     whole_rounds = TOKENS * columns % NTHREADS == 0
     M = tirx.Var("M", "int64")
+    grouped = isinstance(problem, GroupedProblem)
+    shared_x = False
+    row_tiles, find_tile, tile_source = tirx.const(1, "int64"), "", ""
+    if isinstance(problem, GroupedProblem):
+        shared_x = problem.shared_x
+        row_tiles = problem.max_tiles(M, NB * TOKENS)
+        find_tile, tile_source = cuda_tile(problem, NB * TOKENS)
+    shapes = {name: shape for name, (shape, _) in problem.operands(M).items()}
+    x_shape, rows_shape, indptr_shape = shapes["x"], shapes["global_scale"], shapes.get("indptr", (1,))
+    words_shape, scales_shape = shapes["words"], shapes["scales"]
 
     # fmt: off
     @T.prim_func
     def kernel(
-        x: T.Buffer((M, K), dtype),
-        words: T.Buffer(layout.words_shape(N, K), "uint32"),
-        scales: T.Buffer(layout.scales_shape(N, K), "uint32"),
-        global_scale: T.Buffer(layout.global_scale_shape(N), "float32"),
+        x: T.Buffer(x_shape, dtype),
+        words: T.Buffer(words_shape, "uint32"),
+        scales: T.Buffer(scales_shape, "uint32"),
+        global_scale: T.Buffer(rows_shape, "float32"),
         bias: T.Buffer((N,), dtype),
         residual: T.Buffer((M, out_N), problem.out_dtype),
+        indptr: T.Buffer(indptr_shape, "int32"),
         out: T.Buffer((M, out_N), problem.out_dtype),
     ):
         T.device_entry()
         if config.resident > 0:
             T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", config.resident)
-        bx = T.cta_id([config.blocks(N)])
+        if grouped:
+            bx, by = T.cta_id([config.blocks(N), T.cast(row_tiles, "int32")])
+        else:
+            bx = T.cta_id([config.blocks(N)])
         tx = T.thread_id([NTHREADS])
         ks: T.let = tx // 32
         lane: T.let = tx % 32
         g: T.let = lane // 4
         q: T.let = lane % 4
-        tokens: T.let = T.cast(M, "int32")
+        if grouped:
+            where = T.alloc_local((3,), "int32")       # expert, first row, end
+            if config.pdl:
+                T.ptx.griddepcontrol.wait()
+            T.evaluate(T.cuda.func_call(
+                find_tile, where[0], where[1], where[2], indptr.ptr_to([0] * len(indptr_shape)), by, T.cast(M, "int32"),
+                source_code=tile_source))
+        expert = T.meta_var([where[0]] if grouped else [])
+        first_row = T.meta_var(where[1] if grouped else 0)
+        tokens: T.let = where[2] - where[1] if grouped else T.cast(M, "int32")
         # The warp's run of 128-blocks: its first, and how many
         first: T.let = ks * steps_k // KS
         count: T.let = (ks + 1) * steps_k // KS - first
@@ -188,13 +217,13 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
                     tile = T.meta_var(bx * NT + t if whole_tiles else T.min(bx * NT + t, tiles - 1))
                     for h in T.unroll(2):
                         T.ptx[load_words](
-                            *[w[slot, t, h, i] for i in range(4)], words.ptr_to([tile, first + step, h, lane, 0]))
-                    T.ptx[load_scales](s[slot, t], scales.ptr_to([tile, first + step, lane]))
+                            *[w[slot, t, h, i] for i in range(4)], words.ptr_to([*expert, tile, first + step, h, lane, 0]))
+                    T.ptx[load_scales](s[slot, t], scales.ptr_to([*expert, tile, first + step, lane]))
 
         @T.inline
         def load_x(step, i):
             for b in T.unroll(NB):
-                row = T.meta_var(T.min(b * TOKENS + g, tokens - 1))
+                row = T.meta_var(0 if shared_x else first_row + T.min(b * TOKENS + g, tokens - 1))
                 k = T.meta_var((first + step) * 128 + q * 32 + i * 8)
                 if whole_x:
                     T.ptx[_LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
@@ -234,8 +263,8 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
         if tx < NT:
             tile: T.let = bx * NT + tx
             T.ptx["prefetch.global.L2"](
-                global_scale.ptr_to([(tile if whole_tiles else T.min(tile, tiles - 1)) * layout.TILE_N]))
-        if config.pdl:
+                global_scale.ptr_to([*expert, (tile if whole_tiles else T.min(tile, tiles - 1)) * layout.TILE_N]))
+        if config.pdl and not grouped:
             T.ptx.griddepcontrol.wait()
         for turn in T.serial(turns):
             for r in T.unroll(turn_steps):
@@ -267,15 +296,15 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
                         for warp in T.unroll(KS):
                             total[half] = total[half] + partial[warp, index // columns, row + half * 8]
                         total[half] = row_value(
-                            total[half], global_scale[n], bias[n] if problem.bias else None)
+                            total[half], global_scale[(*expert, n)], bias[n] if problem.bias else None)
                     if problem.residual:
                         T.ptx[_LOAD_RESIDUAL[problem.out_dtype]](added[0], residual.ptr_to([token, column]))
-                    out[token, column] = output(
+                    out[first_row + token, column] = output(
                         problem, total[0], total[1] if gated else None,
                         T.reinterpret(problem.out_dtype, added[0]) if problem.residual else None)
     # fmt: on
 
-    optional = {"bias": problem.bias, "residual": problem.residual}
+    optional = {"bias": problem.bias, "residual": problem.residual, "indptr": grouped}
     names = [parameter.name for parameter in kernel.params]
     kept = [index for index, name in enumerate(names) if optional.get(name, True)]
     function = PrimFunc([kernel.params[i] for i in kept], kernel.body, attrs=kernel.attrs)

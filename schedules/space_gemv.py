@@ -73,13 +73,14 @@ class GemvSpace(Space):
         estimate = registers(-(-M // TOKENS), config.NT, config.D)
         per_sm = get_arch("sm_80").registers_per_sm  # as on every architecture of the table
         given = per_sm // (max(config.resident, 1) * config.threads) // 8 * 8
-        if config.resident or estimate <= given + _ESTIMATE:
+        if estimate <= given + _ESTIMATE:
             estimate = min(estimate, given)
         return Footprint(config.threads, estimate, config.shared_bytes)
 
     def suits(self, config: GemvConfig, N: int, K: int, M: MRange) -> bool:
-        """See `Space.suits`: no more warps than 128-blocks of k."""
-        return config.KS <= layout.tiles(N, K)[1]
+        """See `Space.suits`: no more warps than 128-blocks of k, and no more blocks than an SM has threads for."""
+        fit = get_arch("sm_80").max_threads_per_sm // config.threads
+        return config.KS <= layout.tiles(N, K)[1] and config.resident <= fit
 
     def time(self, config: GemvConfig, N: int, K: int, M: int, arch: Arch) -> float:
         """See `Space.time`."""

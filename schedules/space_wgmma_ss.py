@@ -9,7 +9,7 @@ from nvfp4_tvm.arch import Arch, get_arch
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.gemm_wgmma import GemmWgmma
 from nvfp4_tvm.schedules.gemm_wgmma_choice import LOWEST_M, choices, modeled_time
-from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
+from nvfp4_tvm.schedules.gemm_wgmma_ss_config import MIN_X_STAGES, SharedWgmmaConfig
 from nvfp4_tvm.schedules.model import Footprint, usual_card
 from nvfp4_tvm.schedules.space import Space
 
@@ -21,7 +21,7 @@ class SharedWgmmaSpace(Space):
     config_type = SharedWgmmaConfig
     decisions: ClassVar[Mapping[str, tuple[int, ...]]] = {
         "tokens": (128, 144, 160, 176, 192, 208, 224, 240, 256),
-        "x_stages": (2, 3, 4, 5, 6),
+        "x_stages": tuple(range(MIN_X_STAGES, 7)),
         "w_stages": (2, 3, 4),
         "decoders": (1, 2),
         "overhead": (2, 4, 8),

@@ -71,9 +71,14 @@ def digest(arch: str) -> str:
 
 def choices(problem: MatmulProblem, arch: str) -> tuple[Choice, ...]:
     """Return what records say about a problem's shape: ranges of M in order, with gaps where they say nothing."""
+    return choices_from(problem, arch, databases(arch))
+
+
+def choices_from(problem: MatmulProblem, arch: str, consulted: tuple[Database, ...]) -> tuple[Choice, ...]:
+    """Return what `choices` does, from given databases instead of those that a build consults."""
     if problem.x_dtype not in DTYPES:
         return ()
-    return _choices(problem.N, problem.K, problem.x_dtype, epilogue_kind(problem), arch, databases(arch))
+    return _choices(problem.N, problem.K, problem.x_dtype, epilogue_kind(problem), arch, consulted)
 
 
 def provenance(problems: Iterable[MatmulProblem], arch: str) -> tuple[str, ...]:
@@ -122,20 +127,27 @@ def distance(N: int, K: int, other_N: int, other_K: int) -> float:
     return abs(math.log(N / other_N)) + abs(math.log(K / other_K))
 
 
-def _from_neighbours(
-    N: int, K: int, x_dtype: str, epilogue: str, arch: Arch, database: Database
-) -> tuple[Choice, ...]:
+def neighbours(
+    N: int, K: int, x_dtype: str, epilogue: str, arch: str, database: Database
+) -> list[list[Record]]:
+    """Return the records of the nearest shapes of a database, nearest first, each shape's by M."""
     by_shape: dict[tuple[int, int], list[Record]] = {}
     for record in database.records:
-        if record.arch == arch.name:
+        if record.arch == arch:
             by_shape.setdefault((record.N, record.K), []).append(record)
     near = sorted(
         (away, shape) for shape in by_shape if (away := distance(N, K, *shape)) <= math.log(NEAR) + 1e-9
     )
-    neighbours = [_for_variant(iter(by_shape[shape]), x_dtype, epilogue) for _, shape in near[:NEIGHBOURS]]
+    return [_for_variant(iter(by_shape[shape]), x_dtype, epilogue) for _, shape in near[:NEIGHBOURS]]
+
+
+def _from_neighbours(
+    N: int, K: int, x_dtype: str, epilogue: str, arch: Arch, database: Database
+) -> tuple[Choice, ...]:
+    near = neighbours(N, K, x_dtype, epilogue, arch.name, database)
     chosen: list[Choice] = []
-    for part in _parts([record.M for records in neighbours for record in records]):
-        best = _best(N, K, part, arch, [r for records in neighbours for r in records if _holds(r.M, part)])
+    for part in _parts([record.M for records in near for record in records]):
+        best = _best(N, K, part, arch, [r for records in near for r in records if _holds(r.M, part)])
         if best is None:
             continue
         last = chosen[-1] if chosen else None

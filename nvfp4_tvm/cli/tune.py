@@ -52,6 +52,10 @@ def tune_command(
     families: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Kernel families to search; by default all.")
     ] = None,
+    near: Annotated[
+        Path | None,
+        typer.Option(help="Database whose configurations for the nearest shapes are tried first."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes that compile; by default all cores.")
     ] = None,
@@ -63,7 +67,7 @@ def tune_command(
     verbose: Verbose = False,
 ) -> None:
     """Tune the kernels of some weights on a GPU; killed at any moment, the same command continues."""
-    from nvfp4_tvm.schedules.records import DTYPES
+    from nvfp4_tvm.schedules.records import DTYPES, Database
     from nvfp4_tvm.schedules.spaces import SPACES, space_of
     from nvfp4_tvm.tuning.build import Builder
     from nvfp4_tvm.tuning.driver import Tuner, keep_in, run_identity
@@ -81,9 +85,10 @@ def tune_command(
     problems = [problem_of(N, K, dtype, epilogue) for N, K in weights]
     ranges = ranges_of() if m_ranges is None else parse_ranges(m_ranges)
     names = tuple(SPACES) if families is None else tuple(space_of(name).name for name in families.split(","))
+    known = Database() if near is None else Database.read(near)
     keep_records = keep_in(output)  # before anything that takes time: it may refuse
     runner = make_runner(device)
-    settings = Settings(trials, ranges, m_ranges is not None, seed, names, runner.device.resolution)
+    settings = Settings(trials, ranges, m_ranges is not None, seed, names, runner.device.resolution, known)
     tuned: list[Tuned] = []
 
     def keep(one: Tuned) -> None:

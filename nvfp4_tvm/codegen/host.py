@@ -10,7 +10,6 @@ from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, StringImm
 from tvm.target import Target
 
-from nvfp4_tvm import layout
 from nvfp4_tvm.codegen.workspace import offsets
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.kernel import CudaKernel
@@ -37,17 +36,7 @@ class Branch:
 
 def parameters(problem: MatmulProblem, M: tirx.Expr, workspace_bytes: tirx.Expr) -> dict[str, tirx.Buffer]:
     """Return the buffers of the host function by name, in order: operands, ``out``, ``workspace``."""
-    N, K = problem.N, problem.K
-    shapes: dict[str, tuple[tuple[tirx.Expr | int, ...], str]] = {
-        "x": ((M, K), problem.x_dtype),
-        "words": (layout.words_shape(N, K), "uint32"),
-        "scales": (layout.scales_shape(N, K), "uint32"),
-        "global_scale": (layout.global_scale_shape(N), "float32"),
-    }
-    if problem.bias:
-        shapes["bias"] = ((N,), problem.x_dtype)
-    if problem.residual:
-        shapes["residual"] = ((M, problem.out_N), problem.out_dtype)
+    shapes = problem.operands(M)
     shapes["out"] = ((M, problem.out_N), problem.out_dtype)
     shapes["workspace"] = ((workspace_bytes,), "uint8")
     return {name: tirx.decl_buffer(shape, dtype, name) for name, (shape, dtype) in shapes.items()}

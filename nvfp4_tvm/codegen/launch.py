@@ -15,13 +15,11 @@ from tvm.tirx.build import split_host_device_mods
 
 from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.cuda_runtime import ensure_cuda_codegen
-from nvfp4_tvm.codegen.machine_code import MachineCode
+from nvfp4_tvm.codegen.machine_code import CALLBACK, MachineCode
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.kernel import Launch, Pipeline
 from nvfp4_tvm.schedules.lowering import mma_pipeline
 from nvfp4_tvm.target import cuda_target
-
-_CALLBACK = "tvm_callback_cuda_compile"
 
 #: The compiler callback is a global of TVM: one thread at a time may put its own there.
 _lock = threading.RLock()
@@ -135,12 +133,12 @@ def link(
 def _callback(compiler: Callable[[str], bytes]) -> Iterator[None]:
     ensure_cuda_codegen()
     with _lock:
-        previous = tvm_ffi.get_global_func(_CALLBACK)
-        tvm_ffi.register_global_func(_CALLBACK, compiler, override=True)
+        previous = tvm_ffi.get_global_func(CALLBACK)
+        tvm_ffi.register_global_func(CALLBACK, compiler, override=True)
         try:
             yield
         finally:
-            tvm_ffi.register_global_func(_CALLBACK, previous, override=True)
+            tvm_ffi.register_global_func(CALLBACK, previous, override=True)
 
 
 def _build(device: tvm.IRModule, target: Target) -> tvm.runtime.Module:

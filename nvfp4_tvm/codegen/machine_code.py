@@ -34,7 +34,8 @@ from nvfp4_tvm.codegen.nvrtc import Compiled, CompileError, compile_source
 
 _LOG = logging.getLogger(__name__)
 
-_CALLBACK = "tvm_callback_cuda_compile"
+CALLBACK = "tvm_callback_cuda_compile"
+"""Global function that TVM's CUDA code generator calls with its source."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +272,8 @@ def cuda_machine_code(arch: str, ptx: bool = True, options: Sequence[str] = ()) 
             raise
         return log.modules[-1].fatbin
 
-    previous: Callable[..., object] = tvm_ffi.get_global_func(_CALLBACK)
-    tvm_ffi.register_global_func(_CALLBACK, compiler, override=True)
+    previous: Callable[..., object] = tvm_ffi.get_global_func(CALLBACK)
+    tvm_ffi.register_global_func(CALLBACK, compiler, override=True)
     try:
         yield log
     except Exception as error:
@@ -280,4 +281,4 @@ def cuda_machine_code(arch: str, ptx: bool = True, options: Sequence[str] = ()) 
             raise failures[-1] from error
         raise
     finally:
-        tvm_ffi.register_global_func(_CALLBACK, previous, override=True)
+        tvm_ffi.register_global_func(CALLBACK, previous, override=True)

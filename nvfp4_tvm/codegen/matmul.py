@@ -94,7 +94,7 @@ class BuiltMatmul:
 def host_name(problem: MatmulProblem) -> str:
     """Return the name of a problem's host function: unique among problems, letters, digits and underscores."""
     short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-    parts = [f"nvfp4_matmul_{problem.N}x{problem.K}", short[problem.x_dtype]]
+    parts = [f"nvfp4_{problem.label}", short[problem.x_dtype]]
     if problem.out_dtype != problem.x_dtype:
         parts.append(short[problem.out_dtype])
     parts += ["bias"] * problem.bias + ["residual"] * problem.residual

@@ -25,7 +25,7 @@ from nvfp4_tvm.torch_device import device_arch
 from nvfp4_tvm.torch_library import Library, load_library
 from nvfp4_tvm.torch_ops import decode
 from nvfp4_tvm.torch_packed import PackedWeight, pack
-from nvfp4_tvm.tuning.runner import Device
+from nvfp4_tvm.tuning.runner import AT_ONCE, Device
 from nvfp4_tvm.tuning.trial import Outcome, Trial
 
 #: Largest relative Frobenius error by the dtype of the output: its rounding (1.66e-3 and 2.1e-4 rms) and the
@@ -187,12 +187,14 @@ class CudaRunner:
         self._benches: dict[MatmulProblem, _Bench] = {}
 
     def _bench(self, problem: MatmulProblem) -> _Bench:
-        # Two weights are tuned at a time
-        if problem not in self._benches:
-            if len(self._benches) == 2:
+        # The last used one comes last
+        bench = self._benches.pop(problem, None)
+        if bench is None:
+            if len(self._benches) == AT_ONCE:
                 del self._benches[next(iter(self._benches))]
-            self._benches[problem] = _Bench(problem, self._l2)
-        return self._benches[problem]
+            bench = _Bench(problem, self._l2)
+        self._benches[problem] = bench
+        return bench
 
     def run(self, trials: Sequence[Trial], library: Path | None) -> list[Outcome]:
         """See `Runner.run`."""

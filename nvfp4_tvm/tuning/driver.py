@@ -1,7 +1,8 @@
 """The tuner: runs the searches of all weights, builds ahead, measures one kernel at a time, keeps everything.
 
-Kernels of two weights are under way at a time, so that processes compile while the GPU measures. The GPU takes
-whatever is built first; searches do not depend on that order (:mod:`.search`).
+Kernels of several weights are under way at a time, so that processes compile while the GPU measures, and while one
+weight waits for the last kernel of a generation. The GPU takes whatever is built first; searches do not depend on
+that order (:mod:`.search`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.records import Database, Record, epilogue_kind, header
 from nvfp4_tvm.tuning.build import Builder, Built
 from nvfp4_tvm.tuning.journal import Journal
-from nvfp4_tvm.tuning.runner import Runner
+from nvfp4_tvm.tuning.runner import AT_ONCE, Runner
 from nvfp4_tvm.tuning.search import Finding, Outcomes, Search, Settings, search
 from nvfp4_tvm.tuning.trial import Build, Outcome, Trial
-
-#: Weights that are searched at a time.
-_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Tuned:
     findings: tuple[Finding, ...]
 
     def records(self, arch: str, source: str, device: str) -> list[Record]:
-        """Return the records of the findings."""
+        """Return the records of the findings; what runs without a record needs none."""
         p, date = self.problem, datetime.now(timezone.utc).strftime("%Y-%m-%d")
         return [
             Record(
@@ -55,6 +53,7 @@ class Tuned:
                 date,
             )
             for finding in self.findings
+            if not finding.own
         ]
 
 
@@ -145,7 +144,7 @@ class Tuner:
         rest = iter(problems)
         active: list[_Active] = []
         while True:
-            while len(active) < _AT_ONCE and (problem := next(rest, None)) is not None:
+            while len(active) < AT_ONCE and (problem := next(rest, None)) is not None:
                 one = self._begin(problem)
                 if one.findings is None:
                     active.append(one)
@@ -240,6 +239,7 @@ def run_identity(runner: Runner, settings: Settings) -> dict[str, object]:
         "seed": settings.seed,
         "families": list(settings.families),
         "resolution": settings.resolution,
+        "near": settings.near.digest,
     }
 
 

@@ -63,7 +63,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
     outcome, default, faster = finding.outcome, finding.default_outcome, gain(finding)
     return (
         str(finding.M),
-        str(finding.candidate),
+        str(finding.candidate) + (" (its own choice)" if finding.own else ""),
         str(finding.rows),
         f"{outcome.cost:.2f}",
         f"{outcome.floor_us:.2f}",

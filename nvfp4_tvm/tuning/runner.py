@@ -22,6 +22,9 @@ from nvfp4_tvm.schedules.spaces import space_of
 from nvfp4_tvm.tuning.process import ignore_interrupts
 from nvfp4_tvm.tuning.trial import Outcome, Trial
 
+#: Weights that are tuned at a time, whose operands a runner keeps.
+AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Device:
@@ -122,7 +125,7 @@ def make_runner(device: str) -> Runner:
 # In a process of its own
 
 #: Seconds a process may take to start (imports, the first use of the device), and one call.
-START_LIMIT, RUN_LIMIT = 120.0, 20.0
+START_LIMIT, RUN_LIMIT = 120.0, 8.0
 _CRASHED = "the measuring process crashed"
 
 

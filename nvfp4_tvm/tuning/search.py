@@ -4,21 +4,23 @@ A search is a generator: it yields batches of trials, is sent their outcomes, an
 yields depends on its settings and the outcomes alone, never on time or on the order in which trials ran; fed
 with a journal of outcomes it therefore goes the same way again, which is how a run that was killed continues.
 
-1. For each range of M, the kernel that is used without a record, the families' best by their models, then
-   generations of those with one decision changed, and random ones.
+1. For each range of M, the kernel that is used without a record, what a given database says of the nearest shapes,
+   the families' best by their models, then generations of those with one decision changed, and random ones.
 2. The best few of each range once more, beside the best of ranges around it: first figures are noisy, and the
    luckiest of many is not the best.
 3. From the smallest M up, a range takes a kernel of the ranges before it unless another is faster by
    `WORTH_A_KERNEL`, and what runs without a record unless another is faster by the resolution of the times.
 4. Between two ranges, bisection for the M from which the upper one's kernel is faster: ranges of M are found, the
    bounds given are where they are looked for.
+5. A range is judged by its last rows, and without a record its first ones may get another kernel, of narrower
+   tiles: a winner takes the part of its range in which it is not slower than what runs there without a record.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from math import inf
 
@@ -26,8 +28,10 @@ from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_choice import BOUNDS as MMA_BOUNDS
 from nvfp4_tvm.schedules.gemm_mma_choice import WORTH_A_KERNEL
+from nvfp4_tvm.schedules.records import Database, epilogue_kind
 from nvfp4_tvm.schedules.space import distance, judged_at
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
+from nvfp4_tvm.schedules.tuned import neighbours
 from nvfp4_tvm.tuning.trial import Candidate, Outcome, Trial
 
 #: Last rows of the ranges that are searched; the last range has no end. Beyond 16 those of the mma.sync GEMM's own
@@ -37,6 +41,9 @@ BOUNDS = (1, 4, 8, 16, *MMA_BOUNDS)
 FINALISTS, _BEFORE = 3, 4
 #: Candidates of a family that a range chooses from, by its model.
 _POOL = 512
+#: A candidate predicted to take that many times as long as the best of all families is not tried. The models were
+#: off by 0.95 to 1.2 for most of 244 candidates for 7168x5120 on an H200 that did not spill registers.
+_RIVAL = 1.35
 #: Share of the trials that the models choose; the rest are spread over so many generations.
 _BY_MODEL, _GENERATIONS = 0.5, 4
 #: Parents of a generation, and its share of random candidates.
@@ -66,6 +73,8 @@ class Settings:
         Those to search.
     resolution : float
         What runs without a record stays unless another is faster by this factor: times are not more exact.
+    near : Database
+        Records of other shapes, or of the same one, whose configurations are tried first.
     """
 
     trials: int = 64
@@ -74,6 +83,7 @@ class Settings:
     seed: int = 0
     families: tuple[str, ...] = tuple(SPACES)
     resolution: float = 1.01
+    near: Database = field(default_factory=Database)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,9 @@ class Finding:
         Its time at the same M.
     trials : int
         Configurations that were compared.
+    own : bool
+        Whether it is the default that won: no record is needed, and one would hold for rows that it is not the
+        default of.
     """
 
     M: MRange
@@ -105,6 +118,7 @@ class Finding:
     default: Candidate | None
     default_outcome: Outcome | None
     trials: int
+    own: bool = False
 
 
 def ranges_of(bounds: Sequence[int] = BOUNDS) -> tuple[MRange, ...]:
@@ -143,7 +157,7 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
     settings : Settings
         See there.
     """
-    parts = [_part(problem, M, arch, settings.families) for M in settings.ranges or ranges_of()]
+    parts = [_part(problem, M, arch, settings) for M in settings.ranges or ranges_of()]
     model = max(1, round(settings.trials * _BY_MODEL))
     later = settings.trials - model
     sizes = [
@@ -175,7 +189,9 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
             winners.append((part, _winner(costs, part.default, [c for _, c in winners], settings)))
 
     ends = yield from _crossovers(problem, arch, winners, settings)
-    return _findings(problem, winners, ends, outcomes, settings)
+    lows = yield from _starts(problem, arch, winners, ends, settings)
+    ranges = [MRange(low, end) for low, end in zip(lows, ends, strict=True)]
+    return _findings(problem, winners, ranges, outcomes, settings)
 
 
 def _winner(
@@ -183,27 +199,55 @@ def _winner(
 ) -> Candidate:
     """Return what a range gets: a kernel that is there already, the default, or the best, by what it is worth."""
     best = min(costs, key=lambda c: (costs[c], str(c)))
-    known = min((c for c in before if c in costs), key=lambda c: (costs[c], str(c)), default=best)
-    if costs[known] <= WORTH_A_KERNEL * costs[best] and not settings.fixed:
+    known = min((c for c in before if c in costs), key=lambda c: (costs[c], str(c)), default=None)
+    if known is not None and costs[known] <= WORTH_A_KERNEL * costs[best] and not settings.fixed:
         return known
     if default is not None and costs.get(default, inf) <= settings.resolution * costs[best]:
         return default
     return best
 
 
-def _part(problem: MatmulProblem, M: MRange, arch: Arch, families: Iterable[str]) -> _Part:
-    """Order what may be tried: families take turns, their own choices first; the dispatch's own first of all."""
-    columns, default = [], None
+def _part(problem: MatmulProblem, M: MRange, arch: Arch, settings: Settings) -> _Part:
+    """Order what may be tried: the dispatch's own choice, those of near shapes, then families take turns."""
+    families, default = settings.families, dispatched(problem, M, arch)
+    rows, columns = judged_at(M), []
+
+    def predicted(candidate: Candidate) -> float:
+        space = space_of(candidate.family)
+        return space.time(candidate.config, problem.N, problem.K, rows, arch)
+
     for family in SPACES:
         found = space_of(family).candidates(problem.N, problem.K, M, arch)[:_POOL]
-        own = space_of(family).default(problem.N, problem.K, M, arch) if found else None
-        if default is None and own is not None and own == found[0]:
-            default = Candidate(family, own)
         if family in families:
             columns.append([Candidate(family, config) for config in found])
-    turns = [c for row in zip_longest(*columns) for c in row if c is not None and c != default]
+    limit = _RIVAL * min((predicted(c) for column in columns for c in column), default=0.0)
+    columns = [[c for c in column if predicted(c) <= limit] for column in columns]
+    turns = _near(problem, M, arch, settings)
+    turns += [c for row in zip_longest(*columns) for c in row if c is not None]
+    turns = [c for c in dict.fromkeys(turns) if c != default]
     untried = ([] if default is None or default.family not in families else [default]) + turns
     return _Part(M, untried, default, {})
+
+
+def dispatched(problem: MatmulProblem, M: MRange, arch: Arch) -> Candidate | None:
+    """Return what runs for some rows without a record: the first family that has a choice of its own."""
+    for family in SPACES:
+        own = space_of(family).default(problem.N, problem.K, M, arch)
+        if own is not None and space_of(family).legal(own, problem.N, problem.K, M, arch):
+            return Candidate(family, own)
+    return None
+
+
+def _near(problem: MatmulProblem, M: MRange, arch: Arch, settings: Settings) -> list[Candidate]:
+    """Return what the nearest shapes of ``settings.near`` take for the rows that a range is judged by."""
+    N, K, rows = problem.N, problem.K, judged_at(M)
+    found = neighbours(N, K, problem.x_dtype, epilogue_kind(problem), arch.name, settings.near)
+    candidates = [Candidate(r.family, r.config) for records in found for r in records if rows in r.M]
+    return [
+        c
+        for c in candidates
+        if c.family in settings.families and space_of(c.family).legal(c.config, N, K, M, arch)
+    ]
 
 
 def _propose(
@@ -264,29 +308,74 @@ def _crossovers(
     return ends
 
 
+def _starts(
+    problem: MatmulProblem,
+    arch: Arch,
+    winners: Sequence[tuple[_Part, Candidate]],
+    ends: Sequence[int | None],
+    settings: Settings,
+) -> Generator[list[Trial], Outcomes, list[int]]:
+    """Return the first M of each winner: below it, what runs without a record is faster somewhere.
+
+    Where that one is faster it stays, as far as its tiles are then fuller: its time would be the same.
+    """
+    lows = [part.M.low for part, _ in winners]
+    for i, ((part, _), (upper, _)) in enumerate(pairwise(winners)):
+        end = ends[i]
+        if part.M.high == upper.M.low - 1 and end is not None:
+            lows[i + 1] = end + 1
+    rivals: dict[int, list[tuple[Trial, Trial]]] = {}
+    for i, (part, candidate) in enumerate(winners):
+        middle = lows[i] + (part.rows - lows[i]) // 2 // _TOKENS * _TOKENS
+        for rows in sorted({lows[i], middle} - {part.rows}):
+            own = dispatched(problem, MRange(rows, rows), arch)
+            if own is None or own == candidate or own.family not in settings.families:
+                continue
+            if not settings.fixed:
+                pair = Trial(problem, candidate, rows, 3), Trial(problem, own, rows, 3)
+                rivals.setdefault(i, []).append(pair)
+    if not rivals:
+        return lows
+    outcomes = yield [trial for pairs in rivals.values() for pair in pairs for trial in pair]
+    for i, pairs in rivals.items():
+        lost = [own for mine, own in pairs if outcomes[mine].cost > outcomes[own].cost]
+        if lost:
+            lows[i] = _last(problem, arch, lost[-1], winners[i][0].rows) + 1
+    return lows
+
+
+def _last(problem: MatmulProblem, arch: Arch, own: Trial, rows: int) -> int:
+    """Return the last M below some rows that has the kernel of a trial without a record: more of its tile."""
+    last = own.rows
+    for M in range((own.rows // _TOKENS + 1) * _TOKENS, rows, _TOKENS):
+        if dispatched(problem, MRange(M, M), arch) != own.candidate:
+            break
+        last = M
+    return last
+
+
 def _findings(
     problem: MatmulProblem,
     winners: Sequence[tuple[_Part, Candidate]],
-    ends: Sequence[int | None],
+    ranges: Sequence[MRange],
     outcomes: Outcomes,
     settings: Settings,
 ) -> list[Finding]:
-    """Join neighbours with one winner; a range begins where the one before ends."""
+    """Join neighbours with one winner."""
     findings: list[Finding] = []
-    for (part, candidate), end in zip(winners, ends, strict=True):
-        low, trials = part.M.low, len(part.tried)
-        if findings and findings[-1].M.high is not None and findings[-1].M.high >= part.M.low - 1:
-            low = findings[-1].M.high + 1
-            if findings[-1].candidate == candidate and not settings.fixed:
-                low, trials = findings[-1].M.low, findings[-1].trials + trials
-                findings.pop()
+    for (part, candidate), M in zip(winners, ranges, strict=True):
+        low, trials = M.low, len(part.tried)
+        own = candidate == part.default and not settings.fixed
+        last = None if settings.fixed or not findings else findings[-1]
+        if last is not None and (last.candidate, last.own, last.M.high) == (candidate, own, low - 1):
+            low, trials = last.M.low, last.trials + trials
+            findings.pop()
 
         def outcome(c: Candidate | None, rows: int = part.rows) -> Outcome | None:
             return None if c is None else outcomes.get(Trial(problem, c, rows, 1))
 
-        own = outcome(candidate)
-        assert own is not None
-        findings.append(
-            Finding(MRange(low, end), candidate, part.rows, own, part.default, outcome(part.default), trials)
-        )
+        measured = outcome(candidate)
+        assert measured is not None
+        best = part.default, outcome(part.default)
+        findings.append(Finding(MRange(low, M.high), candidate, part.rows, measured, *best, trials, own))
     return findings

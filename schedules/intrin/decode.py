@@ -47,9 +47,14 @@ def packed_code(word: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
     return (layout.move_bits(word, layout.UNPACK_MOVES, u32) >> (j * 4).astype("uint32")) & u32(15)
 
 
-def packed_weight(words: tirx.Var, scales: tirx.Var, n: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
-    """Return code times block scale of element (n, k) of a packed weight as float32, which holds it exactly."""
-    word = words[layout.word_index(n, k)]
+def packed_weight(
+    words: tirx.Var, scales: tirx.Var, n: tirx.Expr, k: tirx.Expr, lead: tuple[tirx.Expr, ...] = ()
+) -> tirx.Expr:
+    """Return code times block scale of element (n, k) of a packed weight as float32, which holds it exactly.
+
+    ``lead`` is which of several weights, where the arrays have leading axes for that.
+    """
+    word = words[(*lead, *layout.word_index(n, k))]
     *scale_index, byte = layout.scale_index(n, k // layout.GROUP_SIZE)
-    scale = scales[tuple(scale_index)] >> (byte * 8).astype("uint32")
+    scale = scales[(*lead, *scale_index)] >> (byte * 8).astype("uint32")
     return e2m1_to_float32(packed_code(word, k % layout.CODES_PER_WORD)) * e4m3_to_float32(scale)

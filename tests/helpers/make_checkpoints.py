@@ -17,6 +17,11 @@ ARCHITECTURES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    # architectures that MLC-LLM builds and this package's own decoder does not
+    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
 }
 SMALL = {
     "hidden_size": 128,
@@ -32,6 +37,24 @@ SMALL = {
 }
 
 
+# What sets an architecture apart from the tiny Llama. MLC-LLM gives every sixth layer of Gemma 3 full attention,
+# allocates for a model that has such a layer, and gives all layers the same RoPE.
+OWN = {
+    "qwen2": {"head_dim": None},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 192,
+        "norm_topk_prob": True,
+    },
+    "phi3": {"pad_token_id": 0, "original_max_position_embeddings": 256},
+}  # fmt: skip
+
+
 def make_model(arch="llama", *, tie=False, seed=0, dtype=torch.bfloat16, config=None):
     """Return a random model whose weights differ in magnitude from matrix to matrix, as trained ones do."""
     config_class, model_class = ARCHITECTURES[arch]
@@ -41,10 +64,10 @@ def make_model(arch="llama", *, tie=False, seed=0, dtype=torch.bfloat16, config=
             **SMALL,
             "tie_word_embeddings": tie,
             "architectures": [model_class.__name__],
+            **OWN.get(arch, {}),
             **(config or {}),
         }
-        if arch == "qwen2":
-            settings.pop("head_dim", None)
+        settings = {name: value for name, value in settings.items() if value is not None}
         model = model_class(config_class(**settings)).eval()
         with torch.no_grad():
             for name, p in model.named_parameters():

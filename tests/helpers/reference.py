@@ -1,11 +1,13 @@
 """What a checkpoint computes, by transformers in float32 on exactly dequantized weights."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from nvfp4_tvm.checkpoint import open_checkpoint
 
@@ -22,7 +24,10 @@ def reference_model(folder):
     for module in checkpoint.module_names():
         if checkpoint.is_quantized(module):
             state[f"{module}.weight"] = torch.from_numpy(checkpoint.nvfp4(module).dequantize(np.float32))
-    for name in set(checkpoint.names()) & set(model.state_dict()) - set(state):
+    names = set(checkpoint.names()) & set(model.state_dict())
+    if any(".experts." in module for module in checkpoint.module_names()):
+        return _with_experts(checkpoint, config, state)
+    for name in names - set(state):
         state[name] = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
@@ -30,6 +35,30 @@ def reference_model(folder):
     if tied:
         model.tie_weights()
     return model
+
+
+def _with_experts(checkpoint, config, state):
+    """Load as transformers loads checkpoints: it stacks the experts, which are tensors of their own in files."""
+    quantized = {
+        tensor
+        for module in checkpoint.module_names()
+        if checkpoint.is_quantized(module)
+        for tensor in checkpoint.tensors_of(module)
+    }
+    for name in set(checkpoint.names()) - quantized - set(state):
+        state[name] = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()}, f"{folder}/model.safetensors"
+        )
+        (Path(folder) / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    assert not any(found[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+        found
+    )
+    return model.eval()
 
 
 def reference_logits(model, token_ids):
@@ -45,6 +74,27 @@ def reference_steps(model, prompt, steps):
         logits.append(reference_logits(model, tokens)[-1])
         tokens.append(int(logits[-1].argmax()))
     return tokens[len(prompt) :], np.stack(logits)
+
+
+def clear_steps(model, length, steps, margin=0.05):
+    """Decode greedily from a prompt that leaves no choice to rounding.
+
+    Random models have near ties, which 16-bit activations decide either way: the best token of every step is ahead
+    of the next by at least ``margin`` times the root mean square of the logits.
+
+    Returns
+    -------
+    prompt, tokens : list of int
+    logits : numpy.ndarray
+        As `reference_steps`.
+    """
+    for seed in range(100):
+        prompt = np.random.default_rng(seed).integers(3, model.config.vocab_size, length).tolist()
+        tokens, logits = reference_steps(model, prompt, steps)
+        best = np.sort(logits, axis=-1)[:, -2:]
+        if ((best[:, 1] - best[:, 0]) > margin * np.sqrt((logits**2).mean(-1))).all():
+            return prompt, tokens, logits
+    raise AssertionError(f"no clear prompt among {seed + 1}")
 
 
 def cosine(a, b):

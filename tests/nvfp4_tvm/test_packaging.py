@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("nvfp4_tvm", "passes", "schedules", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    "nvfp4_tvm", "passes", "schedules", "startup", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in",
+)  # fmt: skip
+STARTUP = {"nvfp4_tvm_mlc.pth", "nvfp4_tvm_mlc_hook.py"}
 BUILD = """
 import sys
-from setuptools import build_meta
-print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
+sys.path.insert(0, "startup")
+import build_backend
+print(getattr(build_backend, sys.argv[1])(sys.argv[2]))
 """
 # -S: without the .pth files of this environment, whose own install of the package would answer
 IMPORT = """
@@ -86,7 +90,7 @@ def imported(site, elsewhere):
 def test_the_wheel_holds_one_package(wheel_site):
     top = {path.name for path in wheel_site.iterdir()}
     (metadata,) = {name for name in top if name.endswith(".dist-info")}
-    assert top == {"nvfp4_tvm", metadata}
+    assert top == {"nvfp4_tvm", metadata, *STARTUP}
     assert (wheel_site / metadata / "licenses" / "LICENSE").is_file()
     entry = (wheel_site / metadata / "entry_points.txt").read_text()
     assert "nvfp4-tvm = nvfp4_tvm.cli.main:main" in entry
@@ -126,6 +130,27 @@ def test_the_editable_install_imports(source, editable_site, tmp_path):
         source / "nvfp4_tvm", source / "passes", source / "schedules",
     ]  # fmt: skip
     assert report["passes"] and report["schedules"]
+
+
+@pytest.mark.parametrize("kind", ["wheel_site", "editable_site"])
+def test_installs_activate_the_plug_in_for_mlc_llm(kind, request, tmp_path):
+    site = request.getfixturevalue(kind)
+    assert {path.name for path in site.iterdir()} >= STARTUP
+    (tmp_path / "mlc_llm.py").write_text("")
+    code = """
+import site, sys
+sys.path.insert(0, sys.argv[1])
+sys.path.append(sys.argv[2])
+site.addsitedir(sys.argv[1])
+assert "nvfp4_tvm" not in sys.modules
+import mlc_llm
+print("nvfp4_tvm.mlc" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(site), sysconfig.get_path("purelib")],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_this_environment_has_no_stray_packages(tmp_path):

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import tvm
+from grouped_problems import Experts
 from relax_modules import (
     HALF_ULP,
     NUMPY,
@@ -27,6 +28,7 @@ from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
 from nvfp4_tvm.passes.rewrite_matmul import is_call
 from nvfp4_tvm.schedules.base import MatmulProblem
+from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.target import resolve_target
 
 
@@ -313,7 +315,50 @@ def test_a_captured_graph_computes_the_chain(tmp_path):
         assert relative_error(found[0], expected(x[0].astype(np.float64))) < 1.7e-3
 
 
+def experts_module(problem, tokens, each):
+    """What routes each token's row to ``each`` experts; ``main(x, ...)`` of tokens, or of one token's rows."""
+    rows = each if problem.selected else tokens
+    inputs = [relax.Var(name, relax.TensorType(*about)) for name, about in problem.operands(rows).items()]
+
+    def body(b):
+        x = inputs[0] if problem.selected else b.emit(relax.op.repeat(inputs[0], each, 0))
+        return b.emit(op.grouped_matmul(x, *inputs[1:], N=problem.N, out_dtype=problem.out_dtype))
+
+    return build_function(inputs, body).get()
+
+
+def test_experts_on_the_cpu():
+    problem = GroupedProblem(40, 144, experts=4)
+    lowered = lower(experts_module(problem, symbolic("n"), 1))
+    assert list(prim_funcs(lowered)) == ["nvfp4_grouped_4x40x144"]
+    machine = relax.VirtualMachine(tvm.compile(lowered, target=resolve_target("llvm").target), tvm.cpu())
+    for M in (1, 18):
+        operands, expected = Experts.random(problem).case(M)
+        found = machine["main"](*map(tensor, operands.values())).numpy()
+        assert relative_error(found, expected) <= HALF_ULP["bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("form", "tokens", "each", "bounds", "name"),
+    [
+        ({}, "n", 3, {"n": 12}, "grouped_4x40x144_f32_m3_36"),
+        ({}, "n", 3, {}, "grouped_4x40x144_f32"),
+        ({"selected": True}, 1, 2, {}, "grouped_selected_4x40x144_f32_m2_2"),
+        ({"selected": True, "shared_x": True}, 1, 2, {}, "grouped_shared_4x40x144_f32_m2_2"),
+    ],
+)
+def test_experts_on_cuda_are_built_for_the_rows_there_can_be(form, tokens, each, bounds, name):
+    problem = GroupedProblem(40, 144, x_dtype="float32", out_dtype="float32", experts=4, **form)
+    mod = experts_module(problem, symbolic(tokens) if tokens == "n" else tokens, each)
+    mod["main"] = mod["main"].with_attr("tir_var_upper_bound", bounds)
+    ((found, (out, workspace)),) = external(lower(mod, "cuda:sm_89")).items()
+    assert found == f"nvfp4_{name}" and out[1] == "40"
+    assert workspace != ["16"]  # the plain kernel notes the expert of each row
+
+
 def test_a_target_without_kernels_is_refused():
     target = tvm.target.Target("vulkan")
-    with pytest.raises(TargetError, match="target vulkan: no NVFP4 kernels; supported are cuda, llvm"):
+    with pytest.raises(
+        TargetError, match=r"target vulkan: no NVFP4 kernels; supported are cuda \(sm_80, .*\), llvm"
+    ):
         LowerNVFP4Matmul(target)(packed_module([("n", 32)], 48, 32))

@@ -10,7 +10,8 @@ from nvfp4_tvm.schedules.gemm_wgmma_ss_config import REGISTERS, WARPGROUPS, Shar
     [
         ((40, 4, 2, 1), "multiple of 16"),
         ((272, 4, 2, 1), "up to 256"),
-        ((64, 1, 2, 1), "2 stages"),
+        ((64, 2, 2, 1), "3 stages of activations"),  # a deadlock on the GPU
+        ((64, 4, 1, 1), "2 of weights"),
         ((64, 4, 2, 3), "warpgroups that decode"),
         ((208, 4, 2, 2), "accumulators"),
         ((256, 4, 3, 1), "shared memory"),

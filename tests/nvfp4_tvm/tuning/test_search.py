@@ -3,13 +3,17 @@ from itertools import pairwise
 
 import pytest
 from simulated_runner import SimulatedRunner
+from tuning_records import record
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
+from nvfp4_tvm.schedules.records import Database
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
 from nvfp4_tvm.target import resolve_target
-from nvfp4_tvm.tuning.search import Settings, ranges_of, search
+from nvfp4_tvm.tuning.driver import Tuned
+from nvfp4_tvm.tuning.search import Settings, dispatched, ranges_of, search
+from nvfp4_tvm.tuning.trial import Candidate
 
 PROBLEM = MatmulProblem(4096, 4096)
 SETTINGS = Settings(trials=8, ranges=ranges_of((8, 16, 64, 512)))
@@ -41,7 +45,8 @@ def test_findings(arch):
     findings, trials = run(arch=arch)
     assert findings[0].M.low == 1 and findings[-1].M.high is None
     for lower, upper in pairwise(findings):
-        assert lower.M.high + 1 == upper.M.low and lower.candidate != upper.candidate
+        assert lower.M.high < upper.M.low
+        assert (lower.candidate, lower.own) != (upper.candidate, upper.own) or lower.M.high + 1 < upper.M.low
     for finding in findings:
         space = space_of(finding.candidate.family)
         assert space.legal(finding.candidate.config, 4096, 4096, finding.M, ARCHS[arch])
@@ -125,3 +130,46 @@ def test_families_can_be_left_out():
     _, trials = run(replace(SETTINGS, families=("gemv", "gemm_mma")))
     assert {trial.candidate.family for trial in trials} == {"gemv", "gemm_mma"}
     assert {trial.candidate.family for trial in run()[1]} == set(SPACES)
+
+
+def test_what_near_shapes_take_is_tried_after_the_default():
+    M = MRange(65, 512)
+    near = Database(
+        (
+            record(4096, 8192, MRange(65, 511), "gemm_mma", "sm_90"),
+            record(4096, 5120, M, "gemm_mma", "sm_90", 5),
+        )
+    )
+    with_near = replace(SETTINGS, near=near)
+    tried = [t.candidate for t in run(with_near)[1] if t.round == 0 and t.rows == 512]
+    without = [t.candidate for t in run()[1] if t.round == 0 and t.rows == 512]
+    assert tried[0] == without[0]
+    # Nearest first; a record that does not hold for the rows says nothing
+    assert tried[1] == Candidate("gemm_mma", near.records[1].config)
+    assert len(tried) == len(set(tried)) == 8
+    other = run(replace(with_near, families=("gemv", "gemm_wgmma")))[1]
+    assert {t.candidate.family for t in other} <= {"gemv", "gemm_wgmma"}
+
+
+def test_a_winner_leaves_the_rows_it_is_not_best_for():
+    M, arch = MRange(257, 512), ARCHS["sm_90"]
+    own = {rows: dispatched(PROBLEM, MRange(rows, rows), arch) for rows in (257, 377)}
+    default = dispatched(PROBLEM, M, arch)
+
+    def cost(trial):  # the winner at 512 rows is slower than what runs without a record below 300
+        if trial.candidate == (own.get(trial.rows) or default):
+            return 10.0
+        return 9.0 if trial.rows > 300 else 11.0
+
+    (finding,), trials = run(replace(SETTINGS, ranges=(M,)), cost=cost)
+    # 257 rows need a tile that is as fast with 280 rows
+    low, last = finding.M.low, [dispatched(PROBLEM, MRange(M, M), arch) for M in (280, finding.M.low)]
+    assert 280 < low < 377 and last[0] == own[257] != last[1]
+    assert finding.M.high == 512 and not finding.own and finding.candidate != default
+    assert {t.rows for t in trials if t.round == 3} == {257, 377}
+
+
+def test_the_default_needs_no_record():
+    (finding,), _ = run(replace(SETTINGS, ranges=(MRange(65, 512),)), cost=lambda trial: 10.0)
+    assert finding.own and finding.candidate == finding.default
+    assert Tuned(PROBLEM, (finding,)).records("sm_90", "measured", "Some GPU") == []

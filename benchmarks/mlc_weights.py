@@ -1,0 +1,111 @@
+"""Random parameters for a library of MLC-LLM, made on its device from a seed; every layer has its own.
+
+Of NVFP4 layers and of plain ones, the weight can be had once more as float32, for a recomputation. Standard
+deviation is that of a trained Llama's layers, about 0.02, so that activations keep to the range of 16-bit types.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+import tvm
+
+STD = 0.02
+#: E4M3 bytes of 0.5 to 1.875.
+SCALE_BYTES = (0x30, 0x40)
+#: Root mean square of random E2M1 codes times random block scales of SCALE_BYTES.
+_RMS = 2.926 * 1.177
+#: Of a random 4-bit number less its offset 7: q4f16_1 (mlc_llm/quantization/group_quantization.py).
+_RMS_Q4 = 4.64
+PACKED = ("words", "scales", "global_scale")
+
+
+class Weights:
+    """Parameters of one library.
+
+    Parameters
+    ----------
+    params : list of dict
+        ``params`` of the library's metadata: name, shape and dtype of each, in the order of its functions.
+    sizes : dict of str to int
+        Values of symbolic extents, by name.
+    device : str
+        ``cuda`` or ``cpu``.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], sizes: dict[str, int], device: str) -> None:
+        self.device = torch.device(device)
+        self.shapes = {
+            param["name"]: tuple(sizes[s] if isinstance(s, str) else s for s in param["shape"])
+            for param in params
+        }
+        self.dtypes = {param["name"]: param["dtype"] for param in params}
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
+
+    def _integers(
+        self, name: str, low: int, high: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        return torch.randint(
+            low, high, shape, generator=self._generator(name), device=self.device, dtype=dtype
+        )
+
+    def canonical(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Return codes uint8 [N, K/2], block scales uint8 [N, K/16] and the global scale of an NVFP4 layer."""
+        tiles_N, tiles_K = self.shapes[f"{layer}.words"][:2]
+        N, K = 16 * tiles_N, 128 * tiles_K
+        codes = self._integers(f"{layer}.words", 0, 256, (N, K // 2), torch.uint8)
+        scales = self._integers(f"{layer}.scales", *SCALE_BYTES, (N, K // 16), torch.uint8)
+        return codes, scales, STD / _RMS
+
+    def _packed(self, layer: str) -> dict[str, torch.Tensor]:
+        from nvfp4_tvm.torch_packed import pack
+
+        packed = pack(*self.canonical(layer), name=layer)
+        return {field: getattr(packed, field) for field in PACKED}
+
+    def plain(self, name: str) -> torch.Tensor:
+        """Return a parameter that is not packed."""
+        shape, dtype = self.shapes[name], getattr(torch, self.dtypes[name])
+        if dtype == torch.uint32:
+            words = self._integers(name, -(2**31), 2**31, shape, torch.int32)
+            return words.view(torch.uint32)
+        if name.endswith(".q_scale"):
+            return torch.full(shape, STD / _RMS_Q4, dtype=dtype, device=self.device)
+        values = torch.randn(shape, generator=self._generator(name), device=self.device, dtype=torch.float32)
+        if len(shape) == 1:
+            return (1 + 0.1 * values).to(dtype)  # a norm
+        return values.mul_(STD).to(dtype)
+
+    def tensors(self) -> list[tvm.runtime.Tensor]:
+        """Return all parameters in order."""
+        made: dict[str, torch.Tensor] = {}
+        for name in self.shapes:
+            layer, _, field = name.rpartition(".")
+            if field in PACKED and f"{layer}.words" in self.shapes:
+                if name not in made:
+                    made.update({f"{layer}.{key}": tensor for key, tensor in self._packed(layer).items()})
+            else:
+                made[name] = self.plain(name)
+            assert tuple(made[name].shape) == self.shapes[name], name
+        return [tvm.runtime.from_dlpack(made[name]) for name in self.shapes]
+
+    def float32(self, layer: str) -> torch.Tensor:
+        """Return the weight [N, K] that a layer's parameters stand for.
+
+        Raises
+        ------
+        KeyError
+            For a layer that is neither NVFP4 nor plain.
+        """
+        if f"{layer}.words" in self.shapes:
+            from nvfp4_tvm.torch_ops import decode
+
+            codes, scales, global_scale = self.canonical(layer)
+            return decode(codes, scales).mul_(global_scale)
+        if f"{layer}.weight" not in self.shapes:
+            raise KeyError(layer)
+        return self.plain(f"{layer}.weight").float()

@@ -1,0 +1,144 @@
+"""Compare models that MLC-LLM compiled for the CPU with transformers.
+
+    MLC_LLM_SOURCE=mlc-llm python benchmarks/verify_mlc.py --json out.json [--models llama,qwen3] [--folder WORK]
+
+For each model: tiny checkpoints written by ModelOpt and compressed-tensors (where there are experts, which this
+leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config,
+convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
+transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
+makes of it.
+Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
+that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
+rows of other models that the file has already stay there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+import make_checkpoints  # noqa: E402
+import mlc_llm_model  # noqa: E402
+import reference  # noqa: E402
+
+from benchmarks.record import write  # noqa: E402
+from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
+
+MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
+#: Models whose experts transformers 5 stacks; compressed-tensors leaves the stacks unquantized.
+EXPERTS = ("mixtral", "qwen3_moe")
+FORMATS = ("modelopt", "compressed-tensors", "bf16")
+QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
+KEYS = ("model", "format", "quantization")
+PROMPT, STEPS = 37, 8
+
+
+def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
+    """Return a checkpoint, and the NVFP4 checkpoint that says what it computes."""
+    path = folder / f"{model}-{form}"
+    settings = {"arch": model, **MODELS[model]}
+    if form == "modelopt":
+        make_checkpoints.make_modelopt(path, **settings)
+    elif form == "compressed-tensors" and model in EXPERTS:
+        quantize_checkpoint(
+            make_checkpoints.make_plain(folder / f"{model}-plain", **settings), path, format=form
+        )
+    elif form == "compressed-tensors":
+        make_checkpoints.make_compressed_tensors(path, **settings)
+    else:
+        make_checkpoints.make_plain(path, **settings)
+    old_spelling(path / "config.json")
+    if form != "bf16":
+        return path, path
+    quantized = folder / f"{model}-quantized"
+    quantize_checkpoint(path, quantized)
+    return path, quantized
+
+
+def old_spelling(file: Path) -> None:
+    """Spell RoPE's base as transformers did before version 5, which is what MLC-LLM reads."""
+    config = json.loads(file.read_text())
+    base = config["rope_parameters"].get("rope_theta")
+    if base is not None:
+        file.write_text(json.dumps({**config, "rope_theta": base}, indent=2))
+
+
+def build(
+    checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path], serial: bool = False
+) -> Path:
+    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same.
+
+    ``serial`` is for models that MLC-LLM does not compile for the CPU otherwise (tests/helpers/mlc_llm_serial.py).
+    """
+    mlc_llm_model.configure(checkpoint, out, quantization)
+    mlc_llm_model.convert(checkpoint, out, quantization)
+    config = json.loads((out / "mlc-chat-config.json").read_text())
+    record = config["model_config"].get("nvfp4", {})
+    key = json.dumps([{**config["model_config"], "nvfp4": None}, quantization, record.get("unquantized")])
+    if not record:  # without a record the default holds, which is what the libraries leave unquantized
+        key = next((known for known in libraries if known.startswith(key.removesuffix(", null]"))), key)
+    if key not in libraries:
+        libraries[key] = mlc_llm_model.compile(out, serial=serial)
+    return libraries[key]
+
+
+def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator[dict[str, object]]:
+    """Yield a row for each format and quantization of a model."""
+    libraries: dict[str, Path] = {}
+    for form in FORMATS:
+        checkpoint, meaning = make_checkpoint(folder, model, form)
+        torch_model = reference.reference_model(meaning)
+        prompt, tokens, expected = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
+        for quantization in quantizations:
+            out = folder / f"{model}-{form}-{quantization}"
+            library = build(checkpoint, out, quantization, libraries, model in EXPERTS)
+            compiled = mlc_llm_model.CompiledModel(library, mlc_llm_model.read_parameters(out))
+            single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
+            cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
+            yield {
+                "model": model,
+                "format": form,
+                "quantization": quantization,
+                "prompt": PROMPT,
+                "steps": STEPS,
+                "cosine_prefill": float(cosines[0]),
+                "cosine_decode_min": float(cosines[1:].min()),
+                "greedy_equal": min(int((logits.argmax(-1) == tokens).sum()) for logits in (single, batch)),
+            }
+
+
+def main() -> None:
+    """Verify and print, and write what was seen if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--quantizations", default=",".join(QUANTIZATIONS))
+    parser.add_argument("--folder", help="where to work and to leave everything; must be empty")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    if why := mlc_llm_model.missing():
+        sys.exit(why)
+    file = Path(arguments.json) if arguments.json else None
+    rows = json.loads(file.read_text())["rows"] if file and file.is_file() else []
+    with tempfile.TemporaryDirectory() as temporary:
+        for model in arguments.models.split(","):
+            folder = Path(arguments.folder or temporary)
+            for row in verify(folder, model, tuple(arguments.quantizations.split(","))):
+                print(row, flush=True)
+                rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
+                if file:
+                    write(file, rows, mlc_llm=mlc_llm_model.revision())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Names of shards."""
+
+
+def _sharded_param_name(name, shard):
+    return f"{name}_shard-{shard}"
