@@ -4,8 +4,8 @@
 
 For each model: tiny checkpoints written by ModelOpt and compressed-tensors (where there are experts, which this
 leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config, convert_weight
-and compile on each, then a prompt and 8 greedy steps without near ties. The reference is transformers in float32 on
-exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
+and compile on each, then a prompt and 8 greedy steps without near ties. The reference is transformers in float32
+on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
 that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
 rows of other models that the file has already stay there.
