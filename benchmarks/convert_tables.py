@@ -53,28 +53,40 @@ def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
 def large_models(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table of all files that ``benchmarks/large_models.py`` wrote.
 
-    A run of fewer layers than the model has is a row, and another that says what it comes to for all layers.
+    Where no run has all layers of a model, the one with the most is a row, and another says what it comes to for
+    all of them.
     """
+    runs = [(report, row) for report in reports for row in report["rows"]]
+    most: dict[tuple[str, str, bool], int] = {}
+    for _, row in runs:
+        most[_kind(row)] = max(most.get(_kind(row), 0), row["layers"])
     rows = []
-    for report in reports:
-        for row in report["rows"]:
-            what = f"{row['command']}{', from the cache' if row['again'] else ''}"
-            weights = " (holes)" if row["sparse"] else ""
-            some = row["layers"] < row["of_layers"]
-            layers = f"{row['layers']} of {row['of_layers']} layers" if some else "all layers"
-            rows.append([f"{row['model']}, {layers}{weights}: {what}", *_figures(row, row["bytes_read"])])
-            if some:
-                full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
-                rows.append([f"{row['model']}, extrapolated: {what}", *_figures(row, full)])
-    machines = "; ".join(dict.fromkeys(_machine(report) for report in reports))
+    for report, row in sorted(
+        runs, key=lambda run: (run[1]["command"], run[1]["of_layers"], run[1]["layers"])
+    ):
+        what = f"{row['command']}{', from the cache' if row['again'] else ''}"
+        weights = " (holes)" if row["sparse"] else ""
+        some = row["layers"] < row["of_layers"]
+        layers = f"{row['layers']} of {row['of_layers']} layers" if some else "all layers"
+        figures = _figures(report, row, row["bytes_read"])
+        rows.append([f"{row['model']}, {layers}{weights}: {what}", *figures])
+        if some and most[_kind(row)] == row["layers"]:
+            full = checkpoint_bytes(MODELS[row["model"]], row["of_layers"], row["command"] == "compile")
+            rows.append([f"{row['model']}, extrapolated: {what}", *_figures(report, row, full)])
+    machines = "; ".join(dict.fromkeys(f"{report['cpu']}, {report['cores']} cores" for report in reports))
     return (
-        f"{machines}: seconds of the command, the peak memory of its process (by `/usr/bin/time -v`, mapped files "
-        "included), and the load average before, by other programs, which the times suffer from. Rows marked "
-        "as extrapolated scale a measured time by the bytes read, and with it that of building the library, which "
-        "does not grow with the layers; memory does not depend on their number. Weights that are holes in their "
-        "files are read as zeros and cost no disk: reading from one comes on top.\n\n"
-        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB", "load"], rows)
+        f"{machines}: seconds of the command, the peak memory of its process (as `/usr/bin/time -v` says, mapped "
+        "files included), the day, and the load average before, by other programs: with a load of 12, two cores "
+        "and one disk are shared by a dozen. Rows marked as extrapolated scale a measured time by the bytes read, "
+        "and with it that of building the library, which does not grow with the layers; memory does not depend on "
+        "their number. Weights that are holes in their files are read as zeros and cost no disk: reading from one "
+        "comes on top.\n\n"
+        + markdown_table(["", "read GB", "s", "GB/s", "peak GB", "largest layer GB", "day", "load"], rows)
     )
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str, bool]:
+    return row["model"], row["command"], row["again"]
 
 
 def where(report: dict[str, Any]) -> str:
@@ -86,13 +98,14 @@ def _machine(report: dict[str, Any]) -> str:
     return f"{report['cpu']}, {report['cores']} cores, {report['date']}"
 
 
-def _figures(row: dict[str, Any], nbytes: int) -> list[str]:
+def _figures(report: dict[str, Any], row: dict[str, Any], nbytes: int) -> list[str]:
     seconds = row["seconds"] * nbytes / row["bytes_read"]
     return [
         f"{nbytes / 1e9:.1f}",
         f"{seconds:.1f}",
         f"{row['gb_per_s']:.2f}",
-        f"{(row['time_v_peak_bytes'] or row['peak_bytes']) / 1e9:.2f}",
+        f"{(row.get('time_v_peak_bytes') or row['peak_bytes']) / 1e9:.2f}",
         f"{row['largest_layer_bytes'] / 1e9:.2f}",
-        f"{row['load_before']:.1f}",
+        report["date"],
+        f"{row.get('load_before', report['load_before']):.1f}",
     ]

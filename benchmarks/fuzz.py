@@ -1,10 +1,13 @@
-"""Fuzz the readers of files with atheris, coverage-guided, for as long as one likes; needs ``pip install atheris``.
+"""Fuzz the readers of files with atheris, guided by coverage, for as long as one likes.
+
+Needs ``pip install '.[fuzz]'``.
 
     python benchmarks/fuzz.py [--targets header,modelopt] [--minutes 10] [--json benchmarks/results/fuzz.json]
 
 The targets are those of `tests/helpers/fuzz_targets.py`, which the tests feed ten thousand cases a run; the corpus
 starts with some of these. Each target runs in a process of its own, within 2 GB of memory and 20 seconds a case.
-What crashes one is left in ``--crashes``, and belongs into `tests/nvfp4_tvm/test_hostile_input.py` once it is fixed.
+What crashes one is left in ``--crashes``, and belongs into `tests/nvfp4_tvm/test_hostile_input.py` when it is
+fixed.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def run_one(target: str, corpus: str, crashes: str, seconds: str) -> None:
         (Path(corpus) / str(number)).write_bytes(case(rng))
     function = fuzz_targets.TARGETS[target]
     options = [f"-artifact_prefix={crashes}/{target}-", f"-max_total_time={seconds}", *LIMITS]
-    atheris.Setup([sys.argv[0], *options, corpus], lambda data: None if function(data) else None)
+    atheris.Setup([sys.argv[0], *options, corpus], lambda data: function(data) and None)
     atheris.Fuzz()
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.ship_records a.jsonl b.jsonl --leave-out 9216x3072 -o schedules/database/sm_90.jsonl
 
-Of a shape that several databases have, the last one's records count. ``--leave-out`` drops shapes that are kept to
-measure what an untuned one loses (`benchmarks.tuning_gain`).
+Of a shape that several databases have, the last one's records count. ``--leave-out`` drops shapes that are kept
+to measure what an untuned one loses (`benchmarks.tuning_gain`). ``--summary`` writes a row a shape: where kernels
+change.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from benchmarks import record
 from benchmarks.shapes import parse_shapes
 from nvfp4_tvm.schedules.records import Database
 
@@ -25,6 +29,19 @@ def joined(databases: Sequence[Database], leave_out: Collection[tuple[int, int]]
     return found
 
 
+def summary(database: Database) -> list[dict[str, Any]]:
+    """Return a row for every shape: its records, the M at which its kernel changes, where the figures are from."""
+    rows = []
+    for N, K in dict.fromkeys((r.N, r.K) for r in database.records):
+        of = sorted((r for r in database.records if (r.N, r.K) == (N, K)), key=lambda r: r.M.low)
+        # Between two records the families choose
+        gaps = [a.M.high + 1 for a, b in pairwise(of) if a.M.high is not None and a.M.high + 1 < b.M.low]
+        changes = sorted({*(r.M.low for r in of if r.M.low > 1), *gaps})
+        where = {name: getattr(of[-1], name) for name in ("device", "source", "date")}
+        rows.append({"shape": f"{N}x{K}", "records": len(of), "changes": changes, **where})
+    return rows
+
+
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -32,11 +49,14 @@ def main() -> int:
     )
     parser.add_argument("databases", type=Path, nargs="+")
     parser.add_argument("--leave-out", type=parse_shapes, default="", help="NxK,...")
+    parser.add_argument("--summary", type=Path, help="JSON")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     database = joined([Database.read(path) for path in arguments.databases], arguments.leave_out)
     database.write(arguments.output)
-    shapes = {(record.N, record.K) for record in database.records}
+    if arguments.summary:
+        record.write(arguments.summary, summary(database), arch=database.records[0].arch)
+    shapes = {(r.N, r.K) for r in database.records}
     print(f"{len(database.records)} records of {len(shapes)} shapes: {arguments.output}")
     return 0
 

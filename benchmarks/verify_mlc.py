@@ -3,9 +3,10 @@
     MLC_LLM_SOURCE=mlc-llm python benchmarks/verify_mlc.py --json out.json [--models llama,qwen3] [--folder WORK]
 
 For each model: tiny checkpoints written by ModelOpt and compressed-tensors (where there are experts, which this
-leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config, convert_weight
-and compile on each, then a prompt and 8 greedy steps. The reference is transformers in float32 on exactly
-dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize` makes of it.
+leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config,
+convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
+transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
+makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
 that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
 rows of other models that the file has already stay there.
@@ -96,8 +97,7 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
     for form in FORMATS:
         checkpoint, meaning = make_checkpoint(folder, model, form)
         torch_model = reference.reference_model(meaning)
-        prompt = np.random.default_rng(0).integers(3, torch_model.config.vocab_size, PROMPT).tolist()
-        tokens, expected = reference.reference_steps(torch_model, prompt, STEPS + 1)
+        prompt, tokens, expected = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
             library = build(checkpoint, out, quantization, libraries, model in EXPERTS)

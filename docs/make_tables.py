@@ -20,7 +20,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import convert_tables, gemm_plot, gemm_tables, grouped_tables  # noqa: E402
+from benchmarks import (  # noqa: E402
+    convert_tables,
+    gemm_plot,
+    gemm_tables,
+    grouped_tables,
+    mlc_tables,
+    tuning_tables,
+)
 from benchmarks.markdown import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -140,7 +147,11 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "large_models": ("large_models_*.json", convert_tables.large_models),
     "repack_gpu": ("repack_gpu_*.json", convert_tables.repack_gpu),
     "quantize": ("quantize_*.json", quantize),
+    "tuning_gain": ("tuning_gain_*.json", tuning_tables.gain),
+    "tuning_records": ("tuning_records_*.json", tuning_tables.records),
     "mlc_agreement": ("mlc_agreement_*.json", mlc_agreement),
+    "mlc_decode": ("mlc_decode_*.json", mlc_tables.decode),
+    "mlc_summary": ("mlc_decode_*.json", mlc_tables.summary),
 }
 
 

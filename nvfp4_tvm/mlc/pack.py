@@ -35,7 +35,7 @@ def quantize_parts(weights: dict[str, np.ndarray]) -> list[NVFP4Tensor]:
     for module, weight in weights.items():
         shared = max(largest[part] for part in groups.get(module, (module,)))
         stored = global_scale_from_amax(shared, arithmetic=ARITHMETIC, name=module)
-        codes, scales = quantize(np.ascontiguousarray(weight), stored, arithmetic=ARITHMETIC, name=module)
+        codes, scales = quantize(np.ascontiguousarray(weight), shared, arithmetic=ARITHMETIC, name=module)
         tensors.append(NVFP4Tensor(module, codes, scales, np.float32(1) / stored))
     return tensors
 

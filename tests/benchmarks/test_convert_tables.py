@@ -35,11 +35,21 @@ def test_repack_gpu():
 
 
 def test_part_of_a_model_is_extrapolated_and_says_so():
-    rows = [ROW, ROW | {"layers": 32, "again": True, "sparse": False, "time_v_peak_bytes": 1_600_000_000}]
+    whole = ROW | {"command": "quantize", "layers": 32, "sparse": False, "time_v_peak_bytes": 1_600_000_000}
+    rows = [ROW, whole, whole | {"layers": 2}, ROW | {"layers": 2}]
     lines = convert_tables.large_models([REPORT | {"rows": rows}]).splitlines()
     # 6.98e9 weights of 32 blocks at 4.5 bits, 2 x 0.525e9 of embedding and head at 16, and the norms
-    assert lines[-3:] == [
-        "| 8B, 4 of 32 layers (holes): compile | 2.0 | 10.0 | 0.20 | 1.50 | 1.05 | 2.2 |",
-        "| 8B, extrapolated: compile | 6.0 | 30.1 | 0.20 | 1.50 | 1.05 | 2.2 |",
-        "| 8B, all layers: compile, from the cache | 2.0 | 10.0 | 0.20 | 1.60 | 1.05 | 2.2 |",
+    figures = "| 2.0 | 10.0 | 0.20 | 1.50 | 1.05 | 2026-01-02 | 2.2 |"
+    assert lines[-5:] == [
+        f"| 8B, 2 of 32 layers (holes): compile {figures}",
+        f"| 8B, 4 of 32 layers (holes): compile {figures}",
+        "| 8B, extrapolated: compile | 6.0 | 30.1 | 0.20 | 1.50 | 1.05 | 2026-01-02 | 2.2 |",
+        f"| 8B, 2 of 32 layers: quantize {figures.replace('1.50', '1.60')}",
+        f"| 8B, all layers: quantize {figures.replace('1.50', '1.60')}",
     ]
+
+
+def test_old_results_have_the_load_of_all_their_rows():
+    row = {key: value for key, value in ROW.items() if key not in ("load_before", "time_v_peak_bytes")}
+    lines = convert_tables.large_models([REPORT | {"rows": [row]}]).splitlines()
+    assert lines[-1].endswith("| 1.50 | 1.05 | 2026-01-02 | 1.5 |")

@@ -7,6 +7,13 @@ from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.records import Database
 
 
+def test_summary_says_where_kernels_change():
+    records = (record(M=MRange(1, 4)), record(M=MRange(5, 8)), record(M=MRange(17, 32), family="gemm_mma"))
+    (row,) = ship_records.summary(Database(records))
+    assert row["changes"] == [5, 9, 17] and row["records"] == 3
+    assert (row["shape"], row["source"], row["device"]) == ("4096x4096", "measured", "Some GPU")
+
+
 def test_the_last_database_counts_and_shapes_are_left_out(tmp_path, monkeypatch, capsys):
     first = Database((record(4096, 4096, MRange(1, 8), time=9.0), record(8192, 4096, time=5.0)))
     second = Database((record(4096, 4096, MRange(1, 4), time=7.0), record(9216, 3072, time=1.0)))

@@ -76,6 +76,27 @@ def reference_steps(model, prompt, steps):
     return tokens[len(prompt) :], np.stack(logits)
 
 
+def clear_steps(model, length, steps, margin=0.05):
+    """Decode greedily from a prompt that leaves no choice to rounding.
+
+    Random models have near ties, which 16-bit activations decide either way: the best token of every step is ahead
+    of the next by at least ``margin`` times the root mean square of the logits.
+
+    Returns
+    -------
+    prompt, tokens : list of int
+    logits : numpy.ndarray
+        As `reference_steps`.
+    """
+    for seed in range(100):
+        prompt = np.random.default_rng(seed).integers(3, model.config.vocab_size, length).tolist()
+        tokens, logits = reference_steps(model, prompt, steps)
+        best = np.sort(logits, axis=-1)[:, -2:]
+        if ((best[:, 1] - best[:, 0]) > margin * np.sqrt((logits**2).mean(-1))).all():
+            return prompt, tokens, logits
+    raise AssertionError(f"no clear prompt among {seed + 1}")
+
+
 def cosine(a, b):
     """Cosine of each row of ``a`` with that of ``b``, in float64."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

@@ -9,12 +9,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 import raw_checkpoints as rc
-from killed_runs import SHARD_BYTES, child, contents, killed_runs
+from killed_runs import (
+    SHARD_BYTES,
+    child,
+    contents,
+    disturbed_compilations,
+    killed_quantizations,
+)
 
+from benchmarks.large_models import Model, make_checkpoint
 from nvfp4_tvm.errors import OutputError, VanishedError
 from nvfp4_tvm.quantize import quantize_checkpoint
 
 KILLS = 50
+#: Compiling writes with the same code; all 50 have been tried.
+COMPILATIONS_KILLED = 15
 LAYERS = 8
 
 
@@ -39,12 +48,38 @@ def expected(source, tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.slow  # on a busy machine
-def test_killed_at_any_moment(source, tmp_path):
-    """SIGKILL: the output is complete or not there, and running again finishes it, bit for bit the same."""
+@pytest.fixture(scope="module")
+def nvfp4_source(tmp_path_factory):
+    """A checkpoint that can be compiled."""
+    folder = tmp_path_factory.mktemp("nvfp4")
+    make_checkpoint(folder, Model(256, 512, 6, 2, 1, 512), 6, quantized=True, sparse=False)
+    return folder
+
+
+def elsewhere(work, *arguments):
+    """Run in a process that was not forked from this one."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        counts = pool.submit(killed_runs, source, tmp_path, KILLS).result()
+        return pool.submit(work, *arguments).result()
+
+
+@pytest.mark.slow  # on a busy machine
+def test_quantizing_killed_at_any_moment(source, tmp_path):
+    """SIGKILL: the output is complete or not there, and running again finishes it, bit for bit the same."""
+    counts = elsewhere(killed_quantizations, source, tmp_path, KILLS)
     assert counts["right"] and counts["work"] and sum(counts.values()) == KILLS + 1
+
+
+@pytest.mark.slow
+def test_compiling_killed_and_disturbed(nvfp4_source, tmp_path):
+    """Killed as above; a full disk, a lost input, a second process: one line each, and the same bytes."""
+    counts, messages = elsewhere(disturbed_compilations, nvfp4_source, tmp_path, COMPILATIONS_KILLED)
+    assert counts["right"] and counts["work"] and sum(counts.values()) == COMPILATIONS_KILLED + 1
+    assert "cannot be written: File too large" in messages["full"]
+    assert (
+        "cannot be read any more" in messages["vanished"] and "what is done stays in" in messages["vanished"]
+    )
+    assert "another process is writing it; wait for that or choose another output" in messages["second"]
+    assert not any("\n" in message for message in messages.values())
 
 
 def test_disk_full(source, expected, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from make_checkpoints import make_compressed_tensors, make_modelopt
 from mlc_llm_model import CompiledModel, configure, convert, missing, mlc_llm, read_parameters, run_python
-from reference import cosine, reference_model, reference_steps
+from reference import clear_steps, cosine, reference_model
 
 from benchmarks import verify_mlc
 from nvfp4_tvm import layout
@@ -163,9 +163,7 @@ def test_an_indivisible_shape_is_refused(tmp_path):
 def test_a_compiled_model_computes_what_transformers_does(checkpoint, converted):
     library = mlc_llm_model.compile(converted)
     model = CompiledModel(library, read_parameters(converted))
-    torch_model = reference_model(checkpoint)
-    prompt = np.random.default_rng(0).integers(3, 512, 33).tolist()
-    tokens, expected = reference_steps(torch_model, prompt, 9)
+    prompt, tokens, expected = clear_steps(reference_model(checkpoint), 33, 9)
     for batch in (False, True):
         got = model.steps(prompt, tokens[:-1], batch=batch)
         assert cosine(got, expected).min() > 0.9999

@@ -1,0 +1,117 @@
+"""Tables of the documentation about MLC-LLM: step times, where a prefill's time goes, how exact the logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.markdown import markdown_table
+
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+BATCHES = (1, 16, 64)
+#: What the rows are besides what ``--quantization NAME`` gives; none is measured without its name here.
+NOTES = {"nvfp4_skel_head": ", NVFP4 head", "nvfp4_skel_no_graph": ", no CUDA graphs"}
+#: The row of nvfp4_skel whose head is quantized, as that of q4f16_1 is.
+OURS = "nvfp4_skel_head"
+
+
+def label(row: Row) -> str:
+    """Return the quantization of a row, and what distinguishes it from others of the same."""
+    return f"`{row['quantization']}`{NOTES.get(row['name'], '')}"
+
+
+def where(report: Report) -> str:
+    """Return device, date and versions of a report."""
+    versions = report["versions"]
+    return f"{report['gpu']}, {report['date']}, MLC-LLM {report['mlc_llm'][:8]}, TVM {versions['apache-tvm']}"
+
+
+def prefill_parts(row: Row) -> dict[str, float]:
+    """Return milliseconds of a prefill in attention, in the linear layers of the layers, and in the head.
+
+    The head is the one matmul whose result is cast to float32.
+    """
+    sums = {"attention": 0.0, "linear": 0.0, "head": 0.0}
+    for name, spent in row["prefill_parts_ms"].items():
+        if "attention_kv_cache_attention" in name:
+            sums["attention"] += spent
+        elif "matmul" in name:
+            sums["head" if "_f32_" in name or "_cast" in name else "linear"] += spent
+    return sums
+
+
+def _cosine(row: Row, key: str) -> str:
+    if not row["finite"]:
+        return "not finite"
+    return f"{row[key]:.4f}" if key in row else "none"
+
+
+def _rows(report: Report) -> list[Row]:
+    return [row for row in report["rows"] if "prefill_ms" in row]
+
+
+def steps(report: Report) -> str:
+    """Return the table of step times in milliseconds, and the cosines of logits."""
+    lines = [
+        [
+            label(row),
+            f"{row['parameter_bytes'] / 1e9:.1f}",
+            *(f"{row[f'decode_{batch}_ms']:.2f}" for batch in BATCHES),
+            f"{row['decode_single_ms']:.2f}",
+            f"{row['prefill_ms']:.0f}",
+            _cosine(row, "cosine_prefill"),
+            _cosine(row, "cosine_decode"),
+        ]
+        for row in _rows(report)
+    ]
+    columns = ["", "GB", *(f"batch {batch}" for batch in BATCHES), "`decode`"]
+    columns += [f"prefill {report['torch']['tokens']}", "cosine, prefill", "cosine, decode"]
+    return markdown_table(columns, lines)
+
+
+def split(report: Report) -> str:
+    """Return the table of a prefill's parts, and what torch takes for the same linear layers."""
+    lines = []
+    for row in _rows(report):
+        parts = prefill_parts(row)
+        cells = (row["prefill_ms"], parts["attention"], parts["linear"], parts["head"])
+        lines.append([label(row), *(f"{value:.1f}" for value in cells)])
+    for dtype in ("bfloat16", "float16"):
+        lines.append([f"torch (cuBLAS), {dtype}", "", "", f"{report['torch'][f'{dtype}_linear_ms']:.1f}", ""])
+    return markdown_table(["", "prefill", "attention", "linear layers", "head"], lines)
+
+
+def decode(reports: Sequence[Report]) -> str:
+    """Return both tables for each file that ``benchmarks/mlc_decode.py`` wrote."""
+    return "\n".join(
+        f"{where(report)}. A Llama of {report['shape']['num_hidden_layers']} layers, hidden size "
+        f"{report['shape']['hidden_size']}, random weights, {report['context']} tokens of context a sequence: "
+        "milliseconds of a synchronised step of `batch_decode`, of `decode` (one sequence), and of "
+        "`batch_prefill`; medians. Cosines compare the logits with a recomputation in float32.\n\n"
+        f"{steps(report)}\n"
+        "Milliseconds of one prefill, and of it, each call synchronised: attention, the linear layers without the "
+        "head, the head. torch computes the same linear layers.\n\n"
+        f"{split(report)}"
+        for report in reports
+    )
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """Return one sentence for each file: the factors between decode steps."""
+    sentences = []
+    for report in reports:
+        rows = {row["name"]: row for row in _rows(report)}
+        factors = []
+        for name in ("q4f16_1", "q0f16"):
+            ratios = [rows[name][f"decode_{b}_ms"] / rows[OURS][f"decode_{b}_ms"] for b in BATCHES]
+            listed = [f"{ratio:.1f}" for ratio in ratios]
+            factors.append(f"{', '.join(listed[:-1])} and {listed[-1]} times as fast as with `{name}`")
+        batches = f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}"
+        sentences.append(
+            f"Decode steps of a Llama of 8B shape at batch {batches} are {' and '.join(factors)} "
+            f"({report['gpu'].split(',')[0]}, {report['date']}; all compiled by MLC-LLM on PyPI's TVM, which has "
+            "neither cuBLAS nor FlashInfer).\n"
+        )
+    return "".join(sentences)
