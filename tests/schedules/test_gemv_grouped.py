@@ -50,13 +50,15 @@ def compiled(arch, problem):
     return kernel, launch, code
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+SORTED = GroupedProblem(48, 400, MRange(5, 8), experts=9, activation="silu_mul")
+SELECTED = GroupedProblem(
+    100, 400, MRange(8, 8), "float16", "float16", experts=9, selected=True, shared_x=True
+)
+
+
 @pytest.mark.parametrize(
-    "problem",
-    [
-        GroupedProblem(48, 400, MRange(5, 8), experts=9, activation="silu_mul"),
-        GroupedProblem(100, 400, MRange(8, 8), "float16", "float16", experts=9, selected=True, shared_x=True),
-    ],
+    ("arch", "problem"),
+    [("sm_80", SORTED), ("sm_86", SELECTED), ("sm_89", SORTED), ("sm_90", SELECTED)],
     ids=str,
 )
 def test_machine_code_for_every_architecture(arch, problem):
@@ -70,8 +72,7 @@ def test_machine_code_for_every_architecture(arch, problem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("rows", [4, 9, 22])
+@pytest.mark.parametrize(("arch", "rows"), [("sm_80", 22), ("sm_90", 9)])
 def test_machine_code_of_all_eights(arch, rows):
     compiled(arch, GroupedProblem(1536, 2048, MRange(128 * rows, 128 * rows), experts=128))
 

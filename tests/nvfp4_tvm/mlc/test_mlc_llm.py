@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_modules  # noqa: F401
 import mlc_llm_model
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from make_checkpoints import make_compressed_tensors, make_modelopt
 from mlc_llm_model import CompiledModel, configure, convert, missing, mlc_llm, read_parameters, run_python
 from reference import clear_steps, cosine, reference_model
 
+from benchmarks import verify_mlc
 from nvfp4_tvm import layout
 from nvfp4_tvm.checkpoint import open_checkpoint
 
@@ -166,3 +168,12 @@ def test_a_compiled_model_computes_what_transformers_does(checkpoint, converted)
         got = model.steps(prompt, tokens[:-1], batch=batch)
         assert cosine(got, expected).min() > 0.9999
         assert got.argmax(-1).tolist() == tokens
+
+
+@pytest.mark.parametrize("model", verify_mlc.EXPERTS)
+def test_experts_of_every_format_compute_what_transformers_do(model, tmp_path):
+    rows = list(verify_mlc.verify(tmp_path, model, ("nvfp4_skel_f16",)))
+    assert {row["format"] for row in rows} == set(verify_mlc.FORMATS)
+    for row in rows:
+        assert min(row["cosine_prefill"], row["cosine_decode_min"]) >= 0.9999, row
+        assert row["greedy_equal"] == row["steps"] + 1, row
