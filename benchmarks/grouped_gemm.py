@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.markdown import markdown_table
+from benchmarks.grouped_tables import table
 from benchmarks.shapes import parse_rows, parse_words
 from nvfp4_tvm import layout, numerics
 from nvfp4_tvm.schedules.base import MRange
@@ -259,22 +259,6 @@ def measure_layer(
         found.append(row)
         print(row, flush=True)
     return found
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the figures in Markdown."""
-    names = ("nvfp4_tvm", "grouped_mm_bf16", "mm_loop_bf16")
-
-    def cell(row: dict[str, Any], name: str) -> str:
-        value = row.get(f"{name}_us")
-        return "refused" if value is None else f"{value:.1f}"
-
-    lines = [
-        [f"{row['model']} {row['layer']}", str(row["tokens"]), str(row["active"]), f"{row['floor_us']:.1f}"]
-        + [cell(row, name) for name in names]
-        for row in rows
-    ]
-    return markdown_table(["layer", "tokens", "experts touched", "floor", *names], lines)
 
 
 def build_one(layer: Layer, tokens: int, arch: str) -> float | str:

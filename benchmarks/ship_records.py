@@ -2,8 +2,9 @@
 
     python -m benchmarks.ship_records a.jsonl b.jsonl --leave-out 9216x3072 -o schedules/database/sm_90.jsonl
 
-Of a shape that several databases have, the last one's records count. ``--leave-out`` drops shapes that are kept to
-measure what an untuned one loses (`benchmarks.tuning_gain`). ``--summary`` writes a row a shape: where kernels change.
+Of a shape that several databases have, the last one's records count. ``--leave-out`` drops shapes that are kept
+to measure what an untuned one loses (`benchmarks.tuning_gain`). ``--summary`` writes a row a shape: where kernels
+change.
 """
 
 from __future__ import annotations

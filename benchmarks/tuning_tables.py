@@ -16,11 +16,11 @@ def gain(reports: Sequence[Report]) -> str:
     parts = []
     for report in reports:
         rows = sorted({row["M"] for row in report["rows"]})
+        where = f"{report['device']}, {report['date']}, {report['source']}"
         parts.append(
-            f"{report['device']}, {report['date']}, {report['source']}: times of the defaults and of what near shapes "
-            f"suggest over those of the tuned kernels, geometric mean over M = {', '.join(map(str, rows))} and the "
-            "largest; times of the tuned kernels over the floor, the least.\n\n"
-            + tuning_gain.table(report["rows"])
+            f"{where}: times of the defaults and of what near shapes suggest over those of the tuned kernels, "
+            f"geometric mean over M = {', '.join(map(str, rows))} and the largest; "
+            "times of the tuned kernels over the floor, the least.\n\n" + tuning_gain.table(report["rows"])
         )
     return "\n".join(parts)
 

@@ -2,9 +2,10 @@
 
     MLC_LLM_SOURCE=mlc-llm python benchmarks/verify_mlc.py --json out.json [--models llama,qwen3] [--folder WORK]
 
-For each model: tiny checkpoints written by ModelOpt and compressed-tensors and a bfloat16 one, MLC-LLM's
-gen_config, convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference
-is transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
+For each model: tiny checkpoints written by ModelOpt and compressed-tensors (where there are experts, which this
+leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config,
+convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
+transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
 makes of it.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
 that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
@@ -33,6 +34,8 @@ from benchmarks.record import write  # noqa: E402
 from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 
 MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "mixtral": {}, "qwen3_moe": {}}
+#: Models whose experts transformers 5 stacks; compressed-tensors leaves the stacks unquantized.
+EXPERTS = ("mixtral", "qwen3_moe")
 FORMATS = ("modelopt", "compressed-tensors", "bf16")
 QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
 KEYS = ("model", "format", "quantization")
@@ -45,6 +48,10 @@ def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
     settings = {"arch": model, **MODELS[model]}
     if form == "modelopt":
         make_checkpoints.make_modelopt(path, **settings)
+    elif form == "compressed-tensors" and model in EXPERTS:
+        quantize_checkpoint(
+            make_checkpoints.make_plain(folder / f"{model}-plain", **settings), path, format=form
+        )
     elif form == "compressed-tensors":
         make_checkpoints.make_compressed_tensors(path, **settings)
     else:
@@ -65,8 +72,13 @@ def old_spelling(file: Path) -> None:
         file.write_text(json.dumps({**config, "rope_theta": base}, indent=2))
 
 
-def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path]) -> Path:
-    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same."""
+def build(
+    checkpoint: Path, out: Path, quantization: str, libraries: dict[str, Path], serial: bool = False
+) -> Path:
+    """Run MLC-LLM's three commands; return the library, of an earlier checkpoint if it is the same.
+
+    ``serial`` is for models that MLC-LLM does not compile for the CPU otherwise (tests/helpers/mlc_llm_serial.py).
+    """
     mlc_llm_model.configure(checkpoint, out, quantization)
     mlc_llm_model.convert(checkpoint, out, quantization)
     config = json.loads((out / "mlc-chat-config.json").read_text())
@@ -75,7 +87,7 @@ def build(checkpoint: Path, out: Path, quantization: str, libraries: dict[str, P
     if not record:  # without a record the default holds, which is what the libraries leave unquantized
         key = next((known for known in libraries if known.startswith(key.removesuffix(", null]"))), key)
     if key not in libraries:
-        libraries[key] = mlc_llm_model.compile(out)
+        libraries[key] = mlc_llm_model.compile(out, serial=serial)
     return libraries[key]
 
 
@@ -88,7 +100,7 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
         prompt, tokens, expected = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
-            library = build(checkpoint, out, quantization, libraries)
+            library = build(checkpoint, out, quantization, libraries, model in EXPERTS)
             compiled = mlc_llm_model.CompiledModel(library, mlc_llm_model.read_parameters(out))
             single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
             cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))

@@ -20,7 +20,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import convert_tables, gemm_plot, gemm_tables, mlc_tables, tuning_tables  # noqa: E402
+from benchmarks import (  # noqa: E402
+    convert_tables,
+    gemm_plot,
+    gemm_tables,
+    grouped_tables,
+    mlc_tables,
+    tuning_tables,
+)
 from benchmarks.markdown import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -134,6 +141,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "gemm_bars": ("peer_gemm_*.json", gemm_tables.gemm_bars),
     "gemm_summary": ("peer_gemm_*.json", gemm_tables.gemm_summary),
     "gemm_times": ("peer_gemm_*.json", gemm_tables.gemm_times),
+    "grouped_gemm": ("grouped_gemm_*.json", grouped_tables.grouped_gemm),
     "kernel_resources": ("kernel_resources*.json", gemm_tables.kernel_resources),
     "sanitizer": ("sanitizer_*.json", gemm_tables.sanitizer),
     "large_models": ("large_models_*.json", convert_tables.large_models),

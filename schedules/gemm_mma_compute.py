@@ -4,17 +4,13 @@ Unscheduled, it runs on llvm. Every buffer is cut into the tiles of thread block
 scheduling never splits a symbolic extent. Axes: ``t`` a tile of 16 rows of W, ``b`` 8 tokens, ``i`` a step of 32 k
 in a stage, 8 consecutive k for each of the lanes' four q. Blocks:
 
-``x_shared``    activations in 16-byte chunks, swizzled; zero for rows beyond M and k beyond K
+``x_shared``    activations in swizzled chunks (:mod:`.gemm_mma_swizzle`); zero for rows beyond M and k beyond K
 ``w_shared``, ``s_shared``   words and scales of a stage; beyond the packed arrays those of their last tile
 ``x``           B fragments: lane 4g + q holds token g
 ``w_lane``, ``s_bytes``, ``s``, ``w``   a lane's words and scales, decoded: A fragments
 ``sum``         accumulators, of W times x
 ``total``       their sum over the warps that split a stage along K
 ``value``, ``turned``, ``out``   epilogue: to the output dtype, to a lane per token, to memory
-
-Swizzle: a row's 16-byte chunk i of piece q goes to slot ``i xor (row % 2 + 2 q')``, so that the eight chunks a
-quarter of a warp reads at a time (two rows, four q) lie in different banks, and a row's chunks are still copied in
-the order they have in memory, up to permutations of 64 bytes.
 """
 
 from __future__ import annotations
@@ -31,25 +27,10 @@ from nvfp4_tvm.schedules import epilogue
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import argument, named
 from nvfp4_tvm.schedules.gemm_mma_config import MMA_TOKENS, MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_swizzle import CHUNK, chunk_of, slot_of
 from nvfp4_tvm.schedules.intrin import fp4_decode, mma
 
-#: Elements of 16 bytes of activations.
-CHUNK = 8
 LANE_K = 32
-
-
-def slot_of(chunk: Expr, row: Expr, q: Expr, chunks: int) -> Expr:
-    """Slot of a row's chunk in piece q of ``chunks`` chunks."""
-    half = chunks // 2
-    low, high = (chunk % 2 + row % 2) % 2, (chunk // 2 + q * half // 4) % half
-    return low + high * 2 if half > 1 else low
-
-
-def chunk_of(slot: Expr, row: Expr, q: Expr, chunks: int) -> Expr:
-    """Chunk in a slot: the inverse of `slot_of`."""
-    half = chunks // 2
-    low, high = (slot % 2 + row % 2) % 2, (slot // 2 + (half - 1) * (q * half // 4)) % half
-    return low + high * 2 if half > 1 else low
 
 
 def partial_sums_shape(problem: MatmulProblem, config: MmaConfig, M: Expr) -> tuple[Expr | int, ...]:

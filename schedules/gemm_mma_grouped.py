@@ -97,7 +97,7 @@ def _plan(N: int, K: int, experts: int, arch: Arch) -> tuple[tuple[MRange, MmaCo
     sms = usual_sms(arch)
     first = max_rows(experts) + 1
     highs = [experts * rows for rows in ROWS if experts * rows >= first]
-    bounds = [
+    bounds: list[tuple[MRange, tuple[int, ...]]] = [
         (MRange(low, high), (high,))
         for low, high in zip([first, *(high + 1 for high in highs)], highs, strict=False)
     ]

@@ -15,9 +15,10 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nvfp4_tvm.schedules.base import MatmulProblem
-from nvfp4_tvm.schedules.gemm_mma_compute import CHUNK, gemm_mma
+from nvfp4_tvm.schedules.gemm_mma_compute import gemm_mma
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemm_mma_grouped_compute import TILE
+from nvfp4_tvm.schedules.gemm_mma_swizzle import CHUNK
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.intrin import mma
 from nvfp4_tvm.schedules.lowering import BARRIER_BEFORE

@@ -34,8 +34,8 @@ class PlainGrouped(KernelRule):
         experts = Workspace("experts", "int32", lambda M: (M,))
         find = Launch(_experts(problem), ("indptr", "experts"), "s_tir")
         if problem.activation is None:
-            launches = (find, Launch(_matmul(problem), (*operands, "out"), "s_tir"))
-            return CudaKernel(self.name, launches, (experts,))
+            matmul = Launch(_matmul(problem), (*operands, "out"), "s_tir")
+            return CudaKernel(self.name, (find, matmul), (experts,))
         # A gate and its up are elements of two threads here, so they meet in memory
         products = replace(problem, activation=None, out_dtype="float32")
         launches = (

@@ -12,6 +12,7 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import (
     TOKENS_MULTIPLE,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
+    WGMMA_REGISTERS,
     WGMMA_ROWS,
 )
 
@@ -30,8 +31,6 @@ ROWS = WARPGROUPS * WGMMA_ROWS
 STORE_TOKENS, STORE_STAGES = 64, 2
 #: Registers of a decoding and of a multiplying thread (setmaxnreg), by warpgroups that decode: all of an SM.
 REGISTERS = {1: (104, 200), 2: (88, 168)}
-#: What ptxas wants at launch besides wgmma's accumulators (C7602: "register target of 154 or higher" for 128).
-_WGMMA_REGISTERS = 26
 #: Of an mbarrier.
 _BARRIER_BYTES = 8
 
@@ -69,7 +68,7 @@ class SharedWgmmaConfig:
                 f"expected at least {MIN_X_STAGES} stages of activations, 2 of weights and {sorted(REGISTERS)} "
                 f"warpgroups that decode"
             )
-        if self.tokens // 2 + _WGMMA_REGISTERS > limits.registers_per_sm // self.threads:
+        if self.tokens // 2 + WGMMA_REGISTERS > limits.registers_per_sm // self.threads:
             self._refuse(f"{self.tokens // 2} accumulators do not fit {self.threads} threads")
         if self.shared_bytes > limits.shared_per_block:
             self._refuse(f"{self.shared_bytes} B of shared memory do not fit an SM")

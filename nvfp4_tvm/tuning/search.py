@@ -345,7 +345,7 @@ def _starts(
 
 
 def _last(problem: MatmulProblem, arch: Arch, own: Trial, rows: int) -> int:
-    """Return the last M below some rows that still gets the kernel of a trial without a record: more of its tile."""
+    """Return the last M below some rows that has the kernel of a trial without a record: more of its tile."""
     last = own.rows
     for M in range((own.rows // _TOKENS + 1) * _TOKENS, rows, _TOKENS):
         if dispatched(problem, MRange(M, M), arch) != own.candidate:

@@ -17,7 +17,7 @@ def mlc(monkeypatch, tmp_path):
         config = {"hidden_size": 128, **({"nvfp4": records[checkpoint]} if checkpoint in records else {})}
         (out / "mlc-chat-config.json").write_text(json.dumps({"model_config": config}))
 
-    def compile(out):
+    def compile(out, serial):
         compiled.append(out.name)
         return out / "lib.so"
 

@@ -29,10 +29,15 @@ def revision() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def mlc_llm(*arguments, env=None, check=True):
-    """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text."""
+def mlc_llm(*arguments, env=None, check=True, serial=False):
+    """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text.
+
+    ``serial`` makes loops of a GPU's threads (mlc_llm_serial.py).
+    """
     python = str(Path(SOURCE) / "python")
     command = [sys.executable, SHIM, "--mlc", python] if SHIM else [sys.executable, "-m", "mlc_llm"]
+    if serial:
+        command = [sys.executable, str(Path(__file__).with_name("mlc_llm_serial.py"))]
     path = os.pathsep.join(filter(None, (python, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [*command, *map(str, arguments)],
@@ -57,10 +62,10 @@ def convert(checkpoint, out, quantization, *, env=None):
     )
 
 
-def compile(out, *options):
+def compile(out, *options, serial=False):
     """Run compile for the CPU, and return the library."""
     library = Path(out) / "lib.so"
-    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *options)
+    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *options, serial=serial)
     return library
 
 

@@ -7,7 +7,7 @@ from mma_problems import Case
 from relax_modules import tensor
 
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
-from nvfp4_tvm.schedules.gemm_mma_compute import chunk_of, gemm_mma, slot_of
+from nvfp4_tvm.schedules.gemm_mma_compute import gemm_mma
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.intrin.fp4_decode import EPILOGUE_FACTOR
 
@@ -75,18 +75,6 @@ def test_what_lies_beyond_x_does_not_matter():
     compiled(*map(tensor, {**case.operands, "x": x}.values()), out)
     found = out.numpy().astype(np.float32)
     assert np.isfinite(found[::2]).all() and np.isnan(found[1::2]).all()
-
-
-@pytest.mark.parametrize("chunks", [2, 4, 8])
-def test_swizzle(chunks):
-    chunk, row, q = np.meshgrid(np.arange(chunks), np.arange(8), np.arange(4), indexing="ij")
-    slot = slot_of(chunk, row, q, chunks)
-    np.testing.assert_array_equal(chunk_of(slot, row, q, chunks), chunk)
-    # Eight lanes read at a time, 4g + q: two rows, four q. Their 16 bytes lie in different groups of banks
-    bank = (row * 4 * chunks + q * chunks + slot) % 8
-    for step in range(chunks):
-        for pair in range(4):
-            assert len(np.unique(bank[step, 2 * pair : 2 * pair + 2])) == 8
 
 
 def test_stages_along_k():

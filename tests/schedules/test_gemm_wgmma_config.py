@@ -15,6 +15,7 @@ from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
         ((64, 1, 3, 3, 3, 2), "2 are to fit"),
         ((256, 2, 2, 2, 1, 2), "do not fit"),
         ((80, 1, 2, 2, 4), "accumulators"),
+        ((112, 1, 2, 2, 3), "80 registers at launch"),  # ptxas: C7602
     ],
 )
 def test_refusals(values, why):
