@@ -40,7 +40,7 @@ from nvfp4_tvm import layout, numerics
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.model import weight_bytes
-from nvfp4_tvm.torch_kernels import device_arch
+from nvfp4_tvm.torch_device import device_arch
 from nvfp4_tvm.torch_library import Library, find_library
 from nvfp4_tvm.tuning.cuda_runner import copy_bandwidth, time_launches
 

@@ -182,5 +182,5 @@ def decode(space: Space, fields: object) -> Config:
             )
     try:
         return space.config_type(**fields)
-    except (ShapeError, AssertionError) as error:
+    except (ShapeError, AssertionError, ArithmeticError) as error:  # as for zero warps
         raise NVFP4Error(f"{space.name} configuration: {fields!r:.400} is refused: {error}") from None

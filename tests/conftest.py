@@ -25,6 +25,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
 
 
+@pytest.fixture
+def nothing_shipped(monkeypatch):
+    """The families choose by themselves, as where the package has no tuning records."""
+    from nvfp4_tvm.schedules import tuned
+    from nvfp4_tvm.schedules.records import Database
+
+    monkeypatch.setattr(tuned, "shipped", lambda arch: Database())
+
+
 @pytest.fixture(autouse=True)
 def _compile_as_the_package_does(request):
     """GPU tests run machine code of the package's compiler, as users do.

@@ -190,8 +190,14 @@ def search(problem: MatmulProblem, arch: Arch, settings: Settings) -> Search:
 
     ends = yield from _crossovers(problem, arch, winners, settings)
     lows = yield from _starts(problem, arch, winners, ends, settings)
-    ranges = [MRange(low, end) for low, end in zip(lows, ends, strict=True)]
-    return _findings(problem, winners, ranges, outcomes, settings)
+    # A few rows before the last are not worth a kernel
+    kept = [
+        low <= part.M.low or low + _TOKENS <= part.rows for (part, _), low in zip(winners, lows, strict=True)
+    ]
+    ranges = [MRange(low, end) for low, end, keep in zip(lows, ends, kept, strict=True) if keep]
+    return _findings(
+        problem, [w for w, keep in zip(winners, kept, strict=True) if keep], ranges, outcomes, settings
+    )
 
 
 def _winner(

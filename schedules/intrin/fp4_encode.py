@@ -67,7 +67,7 @@ def pack_word(word: Any, const: Callable[[int], Any] = np.uint32) -> Any:
         moved = (nibbles & const(MAGNITUDES)) * const(MAGNITUDE_FACTOR)
         signs = (nibbles & const(SIGNS)) * const(SIGN_FACTOR)
         halves.append((moved & const(MAGNITUDES_MOVED)) | (signs & const(0xFFFFFFFF ^ MAGNITUDES_MOVED)))
-    result = _upper_halves(*halves, const)
+    result = _upper_halves(halves[0], halves[1], const)
     last = _upper_halves(word, odd, const)
     for shift, mask in LAST_MOVES:
         result = result | ((last << const(shift)) & const(mask))

@@ -71,6 +71,7 @@ def intended(arch, N, K, M, x_dtype):
     return "gemm_cluster" if few else "gemm_wgmma"
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 @pytest.mark.parametrize(
     ("arch", "N", "K", "x_dtype"),
     [

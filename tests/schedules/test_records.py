@@ -135,6 +135,14 @@ def test_numbers_that_cannot_be_are_refused(path, change):
         Database.read(path)
 
 
+def test_a_configuration_that_divides_by_zero_is_refused(path):
+    """Found by atheris."""
+    config = json.loads(path.read_text().splitlines()[3])["config"]
+    rewritten(path, 3, config=config | {"k_warps": 0})
+    with pytest.raises(DatabaseError, match="line 4: gemm_mma configuration: .* is refused"):
+        Database.read(path)
+
+
 def test_absurd_files_are_refused(path, monkeypatch):
     header_line = path.read_text().splitlines()[0]
     path.write_text(header_line + "\n" + "[" * 100_000 + "\n")

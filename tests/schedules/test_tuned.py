@@ -17,9 +17,8 @@ PROBLEM = MatmulProblem(4096, 4096)
 
 
 @pytest.fixture(autouse=True)
-def nothing_shipped(monkeypatch):
-    """Each test says what is shipped."""
-    monkeypatch.setattr(tuned, "shipped", lambda arch: Database())
+def each_test_says_what_is_shipped(nothing_shipped):
+    """See the name."""
 
 
 def names(problem=PROBLEM, target=SM_89):
