@@ -12,7 +12,7 @@ def row(name, scale, parts, **more):
         "quantization": name.removesuffix("_head"),
         "parameter_bytes": 5.25e9,
         "finite": True,
-        "decode_single_ms": scale,
+        "decode_single_ms": scale * 1.25,
         "prefill_ms": 352.16,
         "prefill_parts_ms": parts,
         **times,
@@ -37,7 +37,7 @@ REPORT = {
     "context": 512,
     "torch": {"tokens": 2048, "bfloat16_linear_ms": 41.75, "float16_linear_ms": 43.5},
     "rows": [
-        row("nvfp4_skel_head", 2.0, OURS, cosine_prefill=0.99888, cosine_decode=0.99895),
+        row("nvfp4_skel_head", 2.0, OURS, cosine_prefill=0.99888, cosine_decode=0.99893),
         row("q4f16_1", 3.0, THEIRS, finite=False, reference="none"),
         row("q0f16", 5.0, THEIRS),
         {"name": "q0bf16", "quantization": "q0bf16", "error": "no time was left"},
@@ -56,12 +56,12 @@ def test_decode():
         "Some GPU, 1.2, 2026-01-02, MLC-LLM 01234567, TVM 0.0. A Llama of 32 layers, hidden "
     )
     lines = text.splitlines()
-    times = "5.2 | 2.00 | 32.00 | 128.00 | 2.00 | 352"
+    times = "5.2 | 2.00 | 32.00 | 128.00 | 2.50 | 352"
     assert f"| `nvfp4_skel`, NVFP4 head | {times} | 0.9989 | 0.9989 |" in lines
-    assert "| `q4f16_1` | 5.2 | 3.00 | 48.00 | 192.00 | 3.00 | 352 | not finite | not finite |" in lines
+    assert "| `q4f16_1` | 5.2 | 3.00 | 48.00 | 192.00 | 3.75 | 352 | not finite | not finite |" in lines
     assert "| `nvfp4_skel`, NVFP4 head | 352.2 | 310.0 | 31.8 | 0.1 |" in lines
     assert "| torch (cuBLAS), bfloat16 |  |  | 41.8 |  |" in lines
-    assert "| `q0f16` | 5.2 | 5.00 | 80.00 | 320.00 | 5.00 | 352 | none | none |" in lines
+    assert "| `q0f16` | 5.2 | 5.00 | 80.00 | 320.00 | 6.25 | 352 | none | none |" in lines
     assert "q0bf16" not in text
     assert text.count("\n") == mlc_tables.decode([REPORT, REPORT]).count("\n") // 2
 
@@ -69,10 +69,12 @@ def test_decode():
 def test_summary_has_the_factors_of_each_batch():
     report = copy.deepcopy(REPORT)
     report["rows"][1]["decode_64_ms"] = 2.0 * 64 * 6
+    report["rows"][1]["decode_single_ms"] = 2.4  # faster than batch_decode with its 3
     text = mlc_tables.summary([report])
     assert text.startswith(
-        "Decode steps of a Llama of 8B shape at batch 1, 16 and 64 are 1.5, 1.5 and 6.0 times as fast "
+        "Decode steps of a Llama of 8B shape, its head quantized too, at batch 1, 16 and 64 are "
     )
+    assert "are 1.2, 1.5 and 6.0 times as fast " in text
     assert (
         "as with `q4f16_1` and 2.5, 2.5 and 2.5 times as fast as with `q0f16` (Some GPU, 2026-01-02; " in text
     )

@@ -235,6 +235,7 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("device", ["nvidia/geforce-rtx-4090", "nvidia/nvidia-h100"])
 def test_mlc_compiles_for_cuda_without_a_gpu(config, device):
     library = config.with_name("lib.so")
