@@ -139,7 +139,7 @@ def test_a_configuration_that_divides_by_zero_is_refused(path):
     """Found by atheris."""
     config = json.loads(path.read_text().splitlines()[3])["config"]
     rewritten(path, 3, config=config | {"k_warps": 0})
-    with pytest.raises(DatabaseError, match="line 4: gemm_mma configuration: .* is refused"):
+    with pytest.raises(DatabaseError, match=r"line 4: gemm_mma configuration: .* is refused"):
         Database.read(path)
 
 
