@@ -65,11 +65,14 @@ def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
 
 
 def old_spelling(file: Path) -> None:
-    """Spell RoPE's base as transformers did before version 5, which is what MLC-LLM reads."""
+    """Spell RoPE's base, and Qwen3's number of experts, as before transformers 5, which is what MLC-LLM reads."""
     config = json.loads(file.read_text())
     base = config["rope_parameters"].get("rope_theta")
     if base is not None:
-        file.write_text(json.dumps({**config, "rope_theta": base}, indent=2))
+        config["rope_theta"] = base
+    if config.get("model_type") == "qwen3_moe":
+        config["num_experts"] = config.get("num_local_experts", config.get("num_experts"))
+    file.write_text(json.dumps(config, indent=2))
 
 
 def build(
