@@ -22,6 +22,15 @@ _RMS_Q4 = 4.64
 PACKED = ("words", "scales", "global_scale")
 
 
+def _of_tvm(tensor: torch.Tensor) -> tvm.runtime.Tensor:
+    """Return the same data as TVM's; a copy on the CPU, where torch aligns to less than the 64 bytes TVM wants."""
+    if tensor.device.type != "cpu":
+        return tvm.runtime.from_dlpack(tensor)
+    own = tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    torch.from_dlpack(own).copy_(tensor)
+    return own
+
+
 class Weights:
     """Parameters of one library.
 
@@ -91,7 +100,7 @@ class Weights:
             else:
                 made[name] = self.plain(name)
             assert tuple(made[name].shape) == self.shapes[name], name
-        return [tvm.runtime.from_dlpack(made[name]) for name in self.shapes]
+        return [_of_tvm(made[name]) for name in self.shapes]
 
     def float32(self, layer: str) -> torch.Tensor:
         """Return the weight [N, K] that a layer's parameters stand for.

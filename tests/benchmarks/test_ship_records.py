@@ -1,10 +1,13 @@
 import sys
+from dataclasses import replace
 
 from tuning_records import record
 
 from benchmarks import ship_records
+from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.records import Database
+from nvfp4_tvm.schedules.spaces import space_of
 
 
 def test_summary_says_where_kernels_change():
@@ -33,3 +36,17 @@ def test_the_last_database_counts_and_shapes_are_left_out(tmp_path, monkeypatch,
     found = {(r.N, r.K, str(r.M)): r.time_us for r in Database.read(out).records}
     assert found == {(4096, 4096, "1..4"): 7.0, (8192, 4096, "1..8"): 5.0}
     assert "2 records of 2 shapes" in capsys.readouterr().out
+
+
+def test_predicted_kernels_that_may_spill_are_dropped():
+    space = space_of("gemv")
+    configs = space.candidates(4096, 4096, MRange(9, 16), ARCHS["sm_80"])
+
+    def of(config, source):
+        return replace(record(M=MRange(9, 16), arch="sm_80", source=source), config=config)
+
+    spilling = next(c for c in configs if (c.KS, c.NT, c.D) == (20, 3, 1))
+    modest = next(c for c in configs if (c.NT, c.D) == (1, 1))
+    assert ship_records.may_spill(of(spilling, "predicted"))
+    assert not ship_records.may_spill(of(spilling, "measured"))
+    assert not ship_records.may_spill(of(modest, "predicted"))

@@ -40,8 +40,8 @@ def test_help_imports_nothing_slow(arguments):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
-    # of processor time, which a busy machine does not stretch
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    # of processor time, which a busy machine stretches less than the clock's: 0.4 alone, 1.0 beside other tests
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
 def test_installed_entry_point():

@@ -40,7 +40,8 @@ def whole(tmp_path_factory):
 
 def test_records_of_every_weight(whole):
     database = Database.read(whole[0] / "db.jsonl")
-    assert {(r.N, r.K) for r in database.records} == {(p.N, p.K) for p in PROBLEMS}
+    shapes = {(r.N, r.K) for r in database.records}  # none where the defaults win everywhere
+    assert len(shapes) > 1 and shapes <= {(p.N, p.K) for p in PROBLEMS}
     for record in database.records:
         assert record.source == "measured" and record.device == "Simulated" and record.trials >= 12
 
