@@ -46,7 +46,7 @@ def test_predicted_kernels_that_may_spill_are_dropped():
         return replace(record(M=MRange(9, 16), arch="sm_80", source=source), config=config)
 
     spilling = next(c for c in configs if (c.KS, c.NT, c.D) == (20, 3, 1))
-    modest = next(c for c in configs if (c.NT, c.D, c.resident) == (1, 1, 0))
+    modest = next(c for c in configs if (c.KS, c.NT, c.D) == (16, 2, 2))
     assert ship_records.may_spill(of(spilling, "predicted"))
     assert not ship_records.may_spill(of(spilling, "measured"))
     assert not ship_records.may_spill(of(modest, "predicted"))
