@@ -3,7 +3,10 @@
 Not tests/ itself is on the path: its folder nvfp4_tvm would hide the package of that name.
 """
 
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,20 @@ ROOT = Path(__file__).parent
 HELPERS = str(ROOT / "helpers")
 if HELPERS not in sys.path:
     sys.path.insert(0, HELPERS)
+
+CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    """Give the run a cache of its own, shared by its processes: what a user has cached must not matter here."""
+    if not hasattr(config, "workerinput"):
+        config.stash[CACHE] = tempfile.mkdtemp(prefix="nvfp4_tvm_tests_")
+        os.environ["NVFP4_TVM_CACHE"] = config.stash[CACHE]
+
+
+def pytest_unconfigure(config):
+    if CACHE in config.stash:
+        shutil.rmtree(config.stash[CACHE], ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -49,7 +49,9 @@ def compiled(request, tmp_path_factory):
     folder = CHECKPOINTS[request.param](tmp_path_factory.mktemp("checkpoint"))
     output = tmp_path_factory.mktemp("compiled") / "out"
     stages = []
-    model = nvfp4_tvm.compile(folder, output, target="llvm", progress=lambda *step: stages.append(step))
+    model = nvfp4_tvm.compile(
+        folder, output, target="llvm", use_cache=False, progress=lambda *step: stages.append(step)
+    )
     return folder, model, stages
 
 
