@@ -50,8 +50,8 @@ Row = dict[str, Any]
 
 def launch_values(lowered: LoweredLaunch) -> dict[str, int | None]:
     """Return the launch parameters by name; None for those that depend on M."""
-    ((_, kernel),) = lowered.device.functions_items()
-    names = [str(name) for name in kernel.attrs["tirx.kernel_launch_params"] if str(name) not in _FLAGS]
+    (kernel,) = lowered.kernels.values()
+    names = [str(name) for name in kernel.launch_param_tags if str(name) not in _FLAGS]
     found: dict[int, tirx.Expr] = {}
 
     def visit(call: Call) -> None:
@@ -62,7 +62,7 @@ def launch_values(lowered: LoweredLaunch) -> dict[str, int | None]:
 
     # The last values of the stack are those of the one call; checks of arguments come before it
     tvm_ffi.structural_walk(lowered.host[lowered.name].body, (Call, visit))
-    first = len(kernel.params)
+    first = len(kernel.arg_types)
     return {name: _constant(found.get(first + i)) for i, name in enumerate(names)}
 
 

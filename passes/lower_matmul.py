@@ -21,7 +21,7 @@ from tvm.sym import Analyzer
 from tvm.target import Target
 
 from nvfp4_tvm.codegen.machine_code import BuildLog
-from nvfp4_tvm.codegen.matmul import BuiltMatmul, build_matmul
+from nvfp4_tvm.codegen.matmul import build_matmuls
 from nvfp4_tvm.op.grouped_matmul import NAME as GROUPED
 from nvfp4_tvm.op.grouped_matmul import operands as grouped_operands
 from nvfp4_tvm.op.grouped_matmul import problem_of as grouped_problem
@@ -111,20 +111,16 @@ class _LowererToMachineCode(_Lowerer):
         self, mod: tvm.IRModule, target: Target, spans: dict[MatmulProblem, MRange], log: BuildLog
     ) -> None:
         super().__init__(mod, target)
-        self.spans, self.log = spans, log
-        self.built: dict[MatmulProblem, BuiltMatmul] = {}
-
-    def matmul(self, problem: MatmulProblem) -> BuiltMatmul:
-        """Return the matmul for every M of the module, building it on first use."""
-        if problem not in self.built:
-            built = build_matmul(replace(problem, M=self.spans[problem]), self.target)
-            self.log.modules.extend(built.log.modules)
-            self.built[problem] = built
-        return self.built[problem]
+        spanned = {problem: replace(problem, M=span) for problem, span in spans.items()}
+        built = build_matmuls(list(spanned.values()), target)
+        #: Of each problem, for every M of the module.
+        self.built = {problem: built[whole] for problem, whole in spanned.items()}
+        for matmul in self.built.values():
+            log.modules.extend(matmul.log.modules)
 
     def lower(self, problem: MatmulProblem, named: dict[str, relax.Expr], M: tirx.Expr) -> relax.Expr:
         """Call the host function; its second output is the workspace."""
-        built = self.matmul(problem)
+        built = self.built[problem]
         if isinstance(M, tirx.IntImm):
             nbytes = tirx.const(max(built.workspace_bytes(int(M)), _MIN_WORKSPACE), "int64")
         else:

@@ -40,7 +40,7 @@ from nvfp4_tvm.errors import TargetError
 
 _LOG = logging.getLogger(__name__)
 
-_FACTORY = "ffi.Module.create.cuda"
+FACTORY = "ffi.Module.create.cuda"
 """Global function that libtvm_runtime_cuda registers and that the code generator asks for."""
 
 _LIBRARY = "libtvm_runtime_cuda.so"
@@ -150,7 +150,7 @@ def load_cuda_runtime() -> bool:
     bool
         True when CUDA calls of TVM reach the driver.
     """
-    if tvm_ffi.get_global_func(_FACTORY, allow_missing=True) is not None:
+    if tvm_ffi.get_global_func(FACTORY, allow_missing=True) is not None:
         return not _stub_loaded
     if not have_driver():
         return False
@@ -181,7 +181,7 @@ def ensure_cuda_codegen() -> None:
         When TVM's CUDA runtime cannot be loaded in any way: not Linux, no C compiler, or another build of TVM
         than the pinned one.
     """
-    if tvm_ffi.get_global_func(_FACTORY, allow_missing=True) is None and not load_cuda_runtime():
+    if tvm_ffi.get_global_func(FACTORY, allow_missing=True) is None and not load_cuda_runtime():
         _load_on_stub()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -14,14 +15,14 @@ from tvm.target import Target
 from tvm.tirx.build import split_host_device_mods
 
 from nvfp4_tvm.arch import get_arch
-from nvfp4_tvm.codegen.cuda_runtime import ensure_cuda_codegen
+from nvfp4_tvm.codegen.cuda_runtime import FACTORY, ensure_cuda_codegen
 from nvfp4_tvm.codegen.machine_code import CALLBACK, MachineCode
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.kernel import Launch, Pipeline
 from nvfp4_tvm.schedules.lowering import mma_pipeline
 from nvfp4_tvm.target import cuda_target
 
-#: The compiler callback is a global of TVM: one thread at a time may put its own there.
+#: The compiler callback and the factory are globals of TVM: one thread at a time may put its own there.
 _lock = threading.RLock()
 
 
@@ -33,29 +34,26 @@ class LoweredLaunch:
     ----------
     name : str
         Symbol of the host function that checks the arguments and launches the kernel.
-    host, device : tvm.IRModule
-        Final TIR of both sides.
-    target : Target
-        That of the device side.
+    host : tvm.IRModule
+        Final TIR of the host's side.
     source : str
-        CUDA source.
+        CUDA source of the device's side.
+    kernels : Map of str to FunctionInfo
+        How each kernel of the source is called: types of its arguments, launch parameters.
+    arch : str
+        Architecture to compile the source for.
     """
 
     name: str
     host: tvm.IRModule
-    device: tvm.IRModule
-    target: Target
     source: str
-
-    @property
-    def arch(self) -> str:
-        """Architecture to compile the source for."""
-        return str(self.target.attrs["arch"])
+    kernels: Mapping[str, Any]
+    arch: str
 
     def runtime_module(self, image: bytes) -> tvm.runtime.Module:
         """Return the device module that holds ``image``."""
-        with _callback(lambda source: image):
-            return _build(self.device, self.target)
+        with _replaced(CALLBACK, lambda source: image):
+            return tvm_ffi.get_global_func(FACTORY)(self.source.encode(), "cuda", self.kernels, {})
 
 
 def _passes(
@@ -99,8 +97,8 @@ def lower_launch(launch: Launch, name: str, target: Target) -> LoweredLaunch:
         if len(devices) != 1:
             raise NVFP4Error(f"kernel {name}: lowered to {len(devices)} device modules, expected 1")
         ((_, device),) = devices.items()
-        host, device = finalize_host()(host), finalize_device()(device)
-        return LoweredLaunch(name, host, device, chosen, _cuda_source(device, chosen))
+        source, kernels = _cuda_source(finalize_device()(device), chosen)
+        return LoweredLaunch(name, finalize_host()(host), source, kernels, str(chosen.attrs["arch"]))
 
 
 def link(
@@ -130,29 +128,30 @@ def link(
 
 
 @contextmanager
-def _callback(compiler: Callable[[str], bytes]) -> Iterator[None]:
+def _replaced(name: str, function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Let another function bear the name of a global one; yield the one that bore it."""
     ensure_cuda_codegen()
     with _lock:
-        previous = tvm_ffi.get_global_func(CALLBACK)
-        tvm_ffi.register_global_func(CALLBACK, compiler, override=True)
+        previous = tvm_ffi.get_global_func(name)
+        tvm_ffi.register_global_func(name, function, override=True)
         try:
-            yield
+            yield previous
         finally:
-            tvm_ffi.register_global_func(CALLBACK, previous, override=True)
+            tvm_ffi.register_global_func(name, previous, override=True)
 
 
-def _build(device: tvm.IRModule, target: Target) -> tvm.runtime.Module:
-    return tvm.get_global_func("target.build.cuda")(device, target)
+def _cuda_source(device: tvm.IRModule, target: Target) -> tuple[str, Mapping[str, Any]]:
+    """Return the source of a device module, and how its kernels are called, as TVM hands them to its runtime."""
+    made: list[tuple[str, Mapping[str, Any]]] = []
 
+    def capture(source: bytes, kind: str, kernels: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
+        if kind != "cuda" or more:
+            raise NVFP4Error(f"TVM's code generator made {kind} with {dict(more)}, expected cuda alone")
+        made.append((bytes(source).decode(), kernels))
+        return factory(source, kind, kernels, more)
 
-def _cuda_source(device: tvm.IRModule, target: Target) -> str:
-    sources: list[str] = []
-
-    def capture(source: str) -> bytes:
-        sources.append(source)
-        return b"-"  # an image is stored, not looked at
-
-    with _callback(capture):
-        _build(device, target)
-    (source,) = sources
-    return source
+    # An image is stored, not looked at
+    with _replaced(CALLBACK, lambda source: b"-"), _replaced(FACTORY, capture) as factory:
+        tvm.get_global_func("target.build.cuda")(device, target)
+    ((source, kernels),) = made
+    return source, kernels

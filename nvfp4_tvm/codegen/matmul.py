@@ -135,12 +135,30 @@ def build_matmul(problem: MatmulProblem, target: Target, compiler: Compiler = co
     CompileError
         If a kernel does not compile.
     """
+    return build_matmuls([problem], target, compiler)[problem]
+
+
+def build_matmuls(
+    problems: Sequence[MatmulProblem], target: Target, compiler: Compiler = compile_cached
+) -> dict[MatmulProblem, BuiltMatmul]:
+    """Build several matmuls as :func:`build_matmul` does each, at once: one is lowered while others compile.
+
+    Raises
+    ------
+    TargetError, CompileError
+        As :func:`build_matmul`.
+    """
     target = with_host(target)
-    key = (problem, str(target), digest(get_arch(str(target.attrs["arch"])).name), compiler)
-    with _built_lock:
-        if key not in _built:
-            _built[key] = build_kernels(problem, _merged(kernels_for(problem, target)), target, compiler)
-        return _built[key]
+    databases = digest(get_arch(str(target.attrs["arch"])).name)
+    keys = {problem: (problem, str(target), databases, compiler) for problem in problems}
+    with _built_lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = {}
+        for problem, key in keys.items():
+            if key not in _built:
+                begun[key] = _begin(problem, _merged(kernels_for(problem, target)), target, compiler, pool)
+        for key, compiling in begun.items():
+            _built[key] = compiling.finish()
+        return {problem: _built[key] for problem, key in keys.items()}
 
 
 def build_kernels(
@@ -156,25 +174,47 @@ def build_kernels(
     TargetError, CompileError
         As :func:`build_matmul`.
     """
-    target, name = with_host(target), host_name(problem)
-    logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
-
-    lowered: dict[str, LoweredLaunch] = {}
-    compiling: dict[str, Future[MachineCode]] = {}
-    branches = []
-    # NVRTC releases Python's lock: it compiles one launch while TVM lowers the next
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for m_range, kernel in kernels:
-            symbols = launch_names(name, kernel)
-            for symbol, launch in zip(symbols, kernel.launches, strict=True):
-                if symbol not in lowered:
-                    lowered[symbol] = lower_launch(launch, symbol, target)
-                    compiling[symbol] = pool.submit(compiler, lowered[symbol].source, lowered[symbol].arch)
-            branches.append(Branch(m_range, kernel, symbols))
-    codes = [future.result() for future in compiling.values()]
-    host = lower_host(host_function(name, problem, branches, target))
-    module = link(host, list(lowered.values()), codes, target)
-    return BuiltMatmul(name, problem, module, tuple(kernels), bound(kernels), BuildLog(codes))
+        return _begin(problem, kernels, with_host(target), compiler, pool).finish()
+
+
+@dataclass(frozen=True)
+class _Compiling:
+    """A matmul whose kernels are lowered, while their sources are being compiled."""
+
+    problem: MatmulProblem
+    kernels: tuple[tuple[MRange, CudaKernel], ...]
+    target: Target
+    launches: tuple[LoweredLaunch, ...]
+    codes: tuple[Future[MachineCode], ...]
+
+    def finish(self) -> BuiltMatmul:
+        name = host_name(self.problem)
+        codes = [code.result() for code in self.codes]
+        branches = [Branch(m_range, kernel, launch_names(name, kernel)) for m_range, kernel in self.kernels]
+        host = lower_host(host_function(name, self.problem, branches, self.target))
+        module = link(host, self.launches, codes, self.target)
+        return BuiltMatmul(name, self.problem, module, self.kernels, bound(self.kernels), BuildLog(codes))
+
+
+def _begin(
+    problem: MatmulProblem,
+    kernels: Sequence[tuple[MRange, CudaKernel]],
+    target: Target,
+    compiler: Compiler,
+    pool: ThreadPoolExecutor,
+) -> _Compiling:
+    """Lower kernels, and have their sources compiled: NVRTC releases Python's lock, so both go on at once."""
+    name = host_name(problem)
+    logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
+    lowered: dict[str, LoweredLaunch] = {}
+    codes = []
+    for _, kernel in kernels:
+        for symbol, launch in zip(launch_names(name, kernel), kernel.launches, strict=True):
+            if symbol not in lowered:
+                lowered[symbol] = lower_launch(launch, symbol, target)
+                codes.append(pool.submit(compiler, lowered[symbol].source, lowered[symbol].arch))
+    return _Compiling(problem, tuple(kernels), target, tuple(lowered.values()), tuple(codes))
 
 
 def _merged(chosen: Sequence[tuple[MRange, KernelRule, object]]) -> list[tuple[MRange, CudaKernel]]:

@@ -7,7 +7,7 @@ from nvfp4_tvm.codegen import CompileError, compile_machine_code
 from nvfp4_tvm.codegen import matmul as codegen_matmul
 from nvfp4_tvm.codegen.cache import VARIABLE
 from nvfp4_tvm.codegen.fatbin import extract_fatbins
-from nvfp4_tvm.codegen.matmul import build_matmul, host_name
+from nvfp4_tvm.codegen.matmul import build_matmul, build_matmuls, host_name
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules import dispatch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
@@ -73,6 +73,36 @@ def test_a_problem_is_built_once(monkeypatch):
     assert compiled == ["sm_89"]
     assert build_matmul(PLAIN, SM90, compiler) is not build_matmul(PLAIN, SM89, compiler)
     assert compiled == ["sm_89", "sm_90"]
+
+
+def test_several_are_built_as_each_alone():
+    begun, ended = [], []
+
+    def compiler(source, arch):
+        begun.append(source)
+        code = compile_machine_code(source, arch)
+        ended.append(source)
+        return code
+
+    together = build_matmuls([PLAIN, GATED, PLAIN], SM89, compiler)
+    assert list(together) == [PLAIN, GATED] and len(begun) == len(ended) == len(set(ended)) == 3
+    for problem, built in together.items():
+        assert build_matmul(problem, SM89, compiler) is built
+        assert built.problem == problem and built.module.implements_function(host_name(problem))
+        # In the order of the launches, whichever compiled first
+        assert [module.implements_function(f"{launch}_kernel") for module, launch in zip(
+            built.module.imports, codegen_matmul.launch_names(built.name, built.kernels[0][1]), strict=True
+        )] == [True] * len(built.log.modules)  # fmt: skip
+    assert len(begun) == 3
+
+
+def test_one_that_fails_keeps_none_of_them():
+    def compiler(source, arch):
+        return compile_machine_code(source + "?" * ("silu" in source), arch)
+
+    with pytest.raises(CompileError):
+        build_matmuls([GATED, PLAIN], SM89, compiler)
+    assert not codegen_matmul._built
 
 
 def test_a_target_without_a_host_gets_one():

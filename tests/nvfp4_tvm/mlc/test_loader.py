@@ -117,7 +117,8 @@ def test_memory_holds_one_layer_at_a_time(mlc_llm, small, tall, quantized):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 3 * largest < total / 3
+    small_change = 2**16  # names, shapes, generators
+    assert peak < 3 * largest + small_change < total / 3
 
 
 def changed(checkpoint, folder, change):
