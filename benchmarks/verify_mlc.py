@@ -7,6 +7,8 @@ leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, M
 convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
 transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
 makes of it.
+Beside a row's cosine is that of transformers itself in the quantization's dtype. Where a model has a sliding
+window, which these texts do not fill, the KV cache is made without; the row says what one that has it gives, too.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
 that runs MLC-LLM's Python on this environment's TVM (tests/helpers/mlc_llm_model.py). A minute or two a library;
 rows of other models that the file has already stay there.
@@ -37,7 +39,9 @@ MODELS = {"llama": {}, "qwen3": {}, "gemma3_text": {"tie": True}, "phi3": {}, "m
 #: Models whose experts transformers 5 stacks; compressed-tensors leaves the stacks unquantized.
 EXPERTS = ("mixtral", "qwen3_moe")
 FORMATS = ("modelopt", "compressed-tensors", "bf16")
-QUANTIZATIONS = ("nvfp4_skel", "nvfp4_skel_f16")
+#: Dtype of activations and unquantized weights.
+DTYPES = {"nvfp4_skel": "bfloat16", "nvfp4_skel_f16": "float16"}
+QUANTIZATIONS = tuple(DTYPES)
 KEYS = ("model", "format", "quantization")
 PROMPT, STEPS = 37, 8
 
@@ -104,9 +108,17 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
             library = build(checkpoint, out, quantization, libraries, model in EXPERTS)
-            compiled = mlc_llm_model.CompiledModel(library, mlc_llm_model.read_parameters(out))
+            parameters = mlc_llm_model.read_parameters(out)
+            compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=False)
             single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
             cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
+            rounded = reference.forced_steps(torch_model, prompt, tokens, DTYPES[quantization])
+            more = {}
+            if compiled.window > 0:
+                assert compiled.window > PROMPT + STEPS
+                compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=True)
+                slid = reference.cosine(compiled.steps(prompt, tokens[:-1]), expected)
+                more = {"window": compiled.window, "cosine_sliding_decode_min": float(slid[1:].min())}
             yield {
                 "model": model,
                 "format": form,
@@ -115,6 +127,8 @@ def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator
                 "steps": STEPS,
                 "cosine_prefill": float(cosines[0]),
                 "cosine_decode_min": float(cosines[1:].min()),
+                "cosine_transformers_min": float(reference.cosine(rounded, expected).min()),
+                **more,
                 "greedy_equal": min(int((logits.argmax(-1) == tokens).sum()) for logits in (single, batch)),
             }
 

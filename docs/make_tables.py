@@ -115,6 +115,7 @@ def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
             f"`{row['quantization']}`",
             f"{row['cosine_prefill']:.6f}",
             f"{row['cosine_decode_min']:.6f}",
+            f"{row['cosine_transformers_min']:.6f}",
             f"{row['greedy_equal']} of {row['steps'] + 1}",
         ]
         for report in reports
@@ -127,8 +128,8 @@ def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
     return (
         f"{'; '.join(where)}: logits of libraries for the CPU beside transformers in float32 on the exactly "
         f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
-        "cosine), and equal greedy tokens.\n\n"
-        + markdown_table(["", "", "prefill", "decode", "greedy tokens"], rows)
+        "cosine), the same of transformers itself in the quantization's 16-bit dtype, and equal greedy tokens.\n\n"
+        + markdown_table(["", "", "prefill", "decode", "transformers", "greedy tokens"], rows)
     )
 
 

@@ -11,7 +11,9 @@ module with NVFP4 operators, first
 
 On CUDA these kernels are machine code by then, and calls of them are opaque to MLC's passes: memory planning owns
 their outputs and workspaces, and RewriteCUDAGraph captures them, because they are extern functions that launch on
-the current stream. On llvm they are PrimFuncs marked as scheduled.
+the current stream. On llvm they are PrimFuncs marked as scheduled, and linear layers that are not quantized become
+this project's as well (:mod:`nvfp4_tvm.passes.lower_dense`): of a head applied to one row, dlight's GEMV for CPUs
+makes a function that LLVM compiles for many minutes.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from nvfp4_tvm.codegen.machine_code import CALLBACK, BuildLog, compile_machine_c
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.mlc.quantization import ENTRIES
 from nvfp4_tvm.passes.fuse_epilogue import FuseNVFP4Epilogue
+from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.passes.pipeline import kernel_passes
 from nvfp4_tvm.schedules.dispatch import table_for
 
@@ -104,6 +107,7 @@ def nvfp4_passes(target: Target, bounds: Mapping[str, int], log: BuildLog) -> li
         AttachBounds(bounds),
         FuseNVFP4Epilogue(target),
         *kernel_passes(target, log),
+        LowerDense(target),
         relax.transform.DeadCodeElimination(),
     ]
 

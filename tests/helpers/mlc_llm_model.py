@@ -86,9 +86,13 @@ def read_parameters(folder):
 
 
 class CompiledModel:
-    """A compiled library on the CPU with its parameters."""
+    """A compiled library on the CPU with its parameters.
 
-    def __init__(self, library, parameters):
+    ``sliding`` says whether its KV cache supports sliding windows, where the model has one: as MLC-LLM's engine
+    makes it by default. Without, texts up to the window give the same logits.
+    """
+
+    def __init__(self, library, parameters, *, sliding=True):
         import tvm
         from tvm import relax
 
@@ -98,8 +102,9 @@ class CompiledModel:
         names = [parameter["name"] for parameter in self.metadata["params"]]
         assert sorted(names) == sorted(parameters)
         self._parameters = [tvm.runtime.tensor(np.ascontiguousarray(parameters[name])) for name in names]
-        self._window, chunk = self.metadata["sliding_window_size"], self.metadata["prefill_chunk_size"]
-        shapes = [1], [chunk], [chunk], [16], [int(self._window > 0)]
+        self.window, chunk = self.metadata["sliding_window_size"], self.metadata["prefill_chunk_size"]
+        self.sliding = sliding and self.window > 0
+        shapes = [1], [chunk], [chunk], [16], [int(self.sliding)]
         self._cache = self._vm["create_tir_paged_kv_cache"](*map(tvm.runtime.ShapeTuple, shapes))
 
     def _state(self, name, *arguments):
@@ -119,8 +124,8 @@ class CompiledModel:
         """Return the logits after a prompt and after each of the tokens, ``[1 + len(tokens), vocab]``."""
         self._state("kv_state_clear")
         self._state("kv_state_add_sequence", 0)
-        if self._window > 0:
-            self._state("attention_kv_cache_enable_sliding_window_for_seq", 0, self._window, 0)
+        if self.sliding:
+            self._state("attention_kv_cache_enable_sliding_window_for_seq", 0, self.window, 0)
         last = self._tvm.runtime.tensor(np.array([len(prompt) - 1], np.int32))
         prefill, decode = ("batch_prefill", "batch_decode") if batch else ("prefill", "decode")
         extra = (last,) if batch else ()

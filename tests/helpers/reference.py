@@ -1,5 +1,6 @@
 """What a checkpoint computes, by transformers in float32 on exactly dequantized weights."""
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -74,6 +75,12 @@ def reference_steps(model, prompt, steps):
         logits.append(reference_logits(model, tokens)[-1])
         tokens.append(int(logits[-1].argmax()))
     return tokens[len(prompt) :], np.stack(logits)
+
+
+def forced_steps(model, prompt, tokens, dtype):
+    """Return what a model in another dtype makes of a prompt and all tokens but the last, as `reference_steps`."""
+    rounded = copy.deepcopy(model).to(getattr(torch, dtype))
+    return reference_logits(rounded, [*prompt, *tokens[:-1]])[len(prompt) - 1 :]
 
 
 def clear_steps(model, length, steps, margin=0.05):

@@ -13,10 +13,10 @@ from tvm.target import Target
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.codegen.fatbin import extract_fatbins
-from nvfp4_tvm.codegen.machine_code import CALLBACK
+from nvfp4_tvm.codegen.machine_code import CALLBACK, BuildLog
 from nvfp4_tvm.codegen.sass import list_images
 from nvfp4_tvm.errors import TargetError
-from nvfp4_tvm.mlc.pipeline import compile_without_nvcc, has_operators, install, with_nvfp4
+from nvfp4_tvm.mlc.pipeline import compile_without_nvcc, has_operators, install, nvfp4_passes, with_nvfp4
 from nvfp4_tvm.target import cuda_target, resolve_target
 
 FUNCTIONS = ("prefill", "decode", "batch_decode", "batch_verify")
@@ -140,6 +140,25 @@ def test_kernels_on_llvm_compute_the_model_in_float32():
         found = machine[name](tensor(x), params).numpy()
         assert found.shape == (*shape[:2], 144)
         assert relative_error(found, expected(x)) < 64 * HALF_ULP["float32"], name
+
+
+@pytest.mark.parametrize("target", [LLVM, cuda("sm_89")], ids=["llvm", "cuda"])
+def test_unquantized_layers_get_this_project_s_kernels_on_llvm(target):
+    builder = relax.BlockBuilder()
+    x, weight = (
+        relax.Var(name, relax.TensorType(shape, "bfloat16"))
+        for name, shape in (("x", (1, 1, 128)), ("weight", (512, 128)))
+    )
+    with builder.function("head", [x, weight]):
+        transposed = builder.emit(relax.op.permute_dims(weight))
+        builder.emit_func_output(builder.emit(relax.op.matmul(x, transposed, out_dtype="float32")))
+    with target:
+        mod = tvm.transform.Sequential(nvfp4_passes(target, {}, BuildLog()))(builder.get())
+    names = [
+        gvar.name_hint for gvar, function in mod.functions_items() if isinstance(function, tvm.tirx.PrimFunc)
+    ]
+    assert names == (["dense_512x128"] if target is LLVM else [])
+    assert ("R.matmul" in mod["head"].script()) == (target is not LLVM)
 
 
 @pytest.mark.parametrize("kind", ["metal", "vulkan", "webgpu", "rocm", "opencl"])
