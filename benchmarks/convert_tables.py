@@ -27,6 +27,24 @@ def convert(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+def compile_time(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/compile_time.py`` wrote."""
+    parts = []
+    for report in reports:
+        runs: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in report["rows"]:
+            runs.setdefault(f"{row['model']}, {row['target']}", {})[row["part"]] = row
+        columns = list(next(iter(runs.values())))
+        rows = [[name, *(f"{run[part]['seconds']:.1f}" for part in columns)] for name, run in runs.items()]
+        kernels = ", ".join(str(run["NVFP4 matmuls"]["kernels"]) for run in runs.values())
+        parts.append(
+            f"{where(report)}: seconds to build the library of a whole model from the shipped tuning records, "
+            f"with an empty kernel cache. The NVFP4 matmuls are {kernels} CUDA kernels.\n\n"
+            + markdown_table(["", *columns], rows)
+        )
+    return "\n".join(parts)
+
+
 def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table a file that ``benchmarks/repack_gpu.py`` wrote."""
     parts = []

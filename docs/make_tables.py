@@ -136,6 +136,7 @@ def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
+    "compile_time": ("compile_time_*.json", convert_tables.compile_time),
     "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
     "gemm_accuracy": ("gemm_accuracy_*.json", gemm_tables.gemm_accuracy),

@@ -18,6 +18,24 @@ def test_convert():
     assert lines[-1] == "| repack: memcpy | 12.35 | 100 % |"
 
 
+def test_compile_time():
+    rows = [
+        {"model": "8B", "target": target, "part": part, "seconds": seconds, "cpu_seconds": 9.0}
+        for target in ("cuda:sm_80", "cuda:sm_90")
+        for part, seconds in (("NVFP4 matmuls", 29.96), ("all", 40.04))
+    ]
+    for row, kernels in zip(rows[::2], (7, 11), strict=True):
+        row["kernels"] = kernels
+    lines = convert_tables.compile_time([REPORT | {"rows": rows}]).splitlines()
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, ") and "are 7, 11 CUDA kernels" in lines[0]
+    assert lines[-4:] == [
+        "|  | NVFP4 matmuls | all |",
+        "| :-- | --: | --: |",
+        "| 8B, cuda:sm_80 | 30.0 | 40.0 |",
+        "| 8B, cuda:sm_90 | 30.0 | 40.0 |",
+    ]
+
+
 def test_repack_gpu():
     row = {
         "shape": "8B qkv",

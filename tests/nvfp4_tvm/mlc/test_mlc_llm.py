@@ -11,13 +11,16 @@ import benchmark_modules  # noqa: F401
 import mlc_llm_model
 import numpy as np
 import pytest
-from make_checkpoints import make_compressed_tensors, make_modelopt
+import torch
+from make_checkpoints import make_compressed_tensors, make_modelopt, make_plain
 from mlc_llm_model import CompiledModel, configure, convert, missing, mlc_llm, read_parameters, run_python
 from reference import clear_steps, cosine, reference_model
 
 from benchmarks import verify_mlc
 from nvfp4_tvm import layout
 from nvfp4_tvm.checkpoint import open_checkpoint
+from nvfp4_tvm.numerics import dequantize, quantize
+from nvfp4_tvm.quantize import quantize_checkpoint
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=str(missing())),
@@ -168,6 +171,27 @@ def test_a_compiled_model_computes_what_transformers_does(checkpoint, converted)
         got = model.steps(prompt, tokens[:-1], batch=batch)
         assert cosine(got, expected).min() > 0.9999
         assert got.argmax(-1).tolist() == tokens
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["head", "tied"])
+def test_a_quantized_head_and_embedding_compute_what_they_stand_for(tie, tmp_path):
+    plain = make_plain(tmp_path / "plain", arch="llama", tie=tie)
+    verify_mlc.old_spelling(plain / "config.json")
+    quantize_checkpoint(plain, tmp_path / "quantized")
+    reference, source = reference_model(tmp_path / "quantized"), open_checkpoint(plain)
+    for name in ["model.embed_tokens", *([] if tie else ["lm_head"])]:
+        exact = dequantize(*quantize(source.tensor(f"{name}.weight")), np.float32)
+        reference.get_submodule(name).weight.data = torch.from_numpy(exact)
+    reference.tie_weights()
+    out = tmp_path / "out"
+    configure(plain, out, "nvfp4_skel_full_f16")
+    convert(plain, out, "nvfp4_skel_full_f16")
+    parameters = read_parameters(out)
+    assert not [name for name, array in parameters.items() if name.endswith(".weight") and array.ndim > 1]
+    prompt, tokens, expected = clear_steps(reference, 33, 9)
+    got = CompiledModel(mlc_llm_model.compile(out), parameters).steps(prompt, tokens[:-1])
+    assert cosine(got, expected).min() > 0.9999
+    assert got.argmax(-1).tolist() == tokens
 
 
 @pytest.mark.parametrize("model", verify_mlc.EXPERTS)
