@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,28 +16,38 @@ from nvfp4_tvm.scaling import Arithmetic, global_scale_from_amax
 ARITHMETIC: Arithmetic = "compressed-tensors"
 
 
-def quantize_parts(weights: dict[str, np.ndarray]) -> list[NVFP4Tensor]:
+def quantize_parts(
+    weights: dict[str, np.ndarray], shared: Callable[[str], np.float32] | None = None
+) -> list[NVFP4Tensor]:
     """Quantize the parts of one layer, as `nvfp4_tvm.quantize.quantize_checkpoint` quantizes them in a checkpoint.
 
     Parameters
     ----------
     weights : dict of str to numpy.ndarray
-        By module of the checkpoint, ``[N, K]`` each. q, k, v share a global scale, and so do gate, up.
+        By module of the checkpoint, ``[N, K]`` each.
+    shared : callable, optional
+        Returns the largest magnitude that decides a module's global scale. By default that of the weights that are
+        fused with it, of those given: q, k, v share a global scale, and so do gate, up.
 
     Raises
     ------
     NVFP4Error
         If a weight cannot be quantized; the message names it.
     """
-    groups = fused_groups(set(weights))
-    largest = {module: numerics.amax(weight, name=module) for module, weight in weights.items()}
+    shared = shared or _shared_amax(weights)
     tensors = []
     for module, weight in weights.items():
-        shared = max(largest[part] for part in groups.get(module, (module,)))
-        stored = global_scale_from_amax(shared, arithmetic=ARITHMETIC, name=module)
-        codes, scales = quantize(np.ascontiguousarray(weight), shared, arithmetic=ARITHMETIC, name=module)
+        decisive = shared(module)
+        stored = global_scale_from_amax(decisive, arithmetic=ARITHMETIC, name=module)
+        codes, scales = quantize(np.ascontiguousarray(weight), decisive, arithmetic=ARITHMETIC, name=module)
         tensors.append(NVFP4Tensor(module, codes, scales, np.float32(1) / stored))
     return tensors
+
+
+def _shared_amax(weights: dict[str, np.ndarray]) -> Callable[[str], np.float32]:
+    groups = fused_groups(set(weights))
+    largest = {module: numerics.amax(weight, name=module) for module, weight in weights.items()}
+    return lambda module: max(largest[part] for part in groups.get(module, (module,)))
 
 
 def pack_rows(tensors: Sequence[NVFP4Tensor], rows: np.ndarray) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from nvfp4_tvm.quantize import quantize_checkpoint
 
 SOURCE = "huggingface-safetensor"
 FORMATS = ["modelopt", "compressed_tensors"]
+FIELDS = ("words", "scales", "global_scale")
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
@@ -213,3 +214,27 @@ def test_weights_that_mlc_llm_loads_itself_are_quantized_by_the_mapping(mlc_llm,
     arrays, *_ = load(mlc_llm, small, plain)
     for name, value in values.items():
         np.testing.assert_array_equal(value.numpy(), arrays[name])
+
+
+def test_layers_that_a_model_does_not_fuse_share_a_global_scale_all_the_same(mlc_llm, plain, tmp_path):
+    """As in the checkpoint's quantized copy, which any other model may read."""
+    import tvm
+
+    from nvfp4_tvm.mlc.loader import PackedLoader, packed_mapping
+
+    modules = [f"model.layers.0.{part}_proj" for part in "qkv"]
+    mapping = mlc_llm.loader.ExternMapping(
+        {f"{module}.weight": [f"{module}.weight"] for module in modules},
+        {f"{module}.weight": lambda weight: weight for module in modules},
+    )
+    fields = {f"{module}.weight": [f"{module}.{field}" for field in FIELDS] for module in modules}
+    loader = PackedLoader(plain, packed_mapping(mapping, fields))
+    arrays = {name: value.numpy() for name, value in loader.load(device=tvm.cpu())}
+    quantize_checkpoint(plain, tmp_path / "quantized")
+    source = open_checkpoint(tmp_path / "quantized")
+    assert len({float(source.nvfp4(m).global_scale) for m in modules}) == 1
+    for module in modules:
+        tensor = source.nvfp4(module)
+        want = layout.pack(tensor.codes, tensor.scales, tensor.global_scale)
+        for field in FIELDS:
+            np.testing.assert_array_equal(arrays[f"{module}.{field}"], getattr(want, field))
