@@ -6,7 +6,7 @@ For each model: tiny checkpoints written by ModelOpt and compressed-tensors (whe
 leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config,
 convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
 transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
-makes of it.
+makes of it. A last row for each model is MLC-LLM's own, unquantized in float32, on the bfloat16 checkpoint itself.
 Beside a row's cosine is that of transformers itself in the quantization's dtype. Where a model has a sliding
 window, which these texts do not fill, the KV cache is made without; the row says what one that has it gives, too.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
@@ -42,8 +42,12 @@ FORMATS = ("modelopt", "compressed-tensors", "bf16")
 #: Dtype of activations and unquantized weights.
 DTYPES = {"nvfp4_skel": "bfloat16", "nvfp4_skel_f16": "float16"}
 QUANTIZATIONS = tuple(DTYPES)
+#: MLC-LLM's own models in float32, with none of this project's code: what its models deviate by themselves.
+UNQUANTIZED = "q0f32"
 KEYS = ("model", "format", "quantization")
 PROMPT, STEPS = 37, 8
+
+Row = dict[str, object]
 
 
 def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
@@ -98,39 +102,51 @@ def build(
     return libraries[key]
 
 
-def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator[dict[str, object]]:
-    """Yield a row for each format and quantization of a model."""
+def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator[Row]:
+    """Yield a row for each format and quantization of a model, then one of MLC-LLM's own without quantization."""
     libraries: dict[str, Path] = {}
     for form in FORMATS:
         checkpoint, meaning = make_checkpoint(folder, model, form)
         torch_model = reference.reference_model(meaning)
-        prompt, tokens, expected = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
+        steps = reference.clear_steps(torch_model, PROMPT, STEPS + 1)
         for quantization in quantizations:
             out = folder / f"{model}-{form}-{quantization}"
             library = build(checkpoint, out, quantization, libraries, model in EXPERTS)
-            parameters = mlc_llm_model.read_parameters(out)
-            compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=False)
-            single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
-            cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
-            rounded = reference.forced_steps(torch_model, prompt, tokens, DTYPES[quantization])
-            more = {}
-            if compiled.window > 0:
-                assert compiled.window > PROMPT + STEPS
-                compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=True)
-                slid = reference.cosine(compiled.steps(prompt, tokens[:-1]), expected)
-                more = {"window": compiled.window, "cosine_sliding_decode_min": float(slid[1:].min())}
+            rounded = reference.forced_steps(torch_model, *steps[:2], DTYPES[quantization])
+            row = {"model": model, "format": form, "quantization": quantization}
+            row |= compare(library, out, *steps)
+            yield row | {"cosine_transformers_min": float(reference.cosine(rounded, steps[2]).min())}
+        if form == "bf16":
+            out = folder / f"{model}-{form}-{UNQUANTIZED}"
+            library = build(checkpoint, out, UNQUANTIZED, libraries, serial=True)
+            steps = reference.clear_steps(reference.reference_model(checkpoint), PROMPT, STEPS + 1)
             yield {
                 "model": model,
                 "format": form,
-                "quantization": quantization,
-                "prompt": PROMPT,
-                "steps": STEPS,
-                "cosine_prefill": float(cosines[0]),
-                "cosine_decode_min": float(cosines[1:].min()),
-                "cosine_transformers_min": float(reference.cosine(rounded, expected).min()),
-                **more,
-                "greedy_equal": min(int((logits.argmax(-1) == tokens).sum()) for logits in (single, batch)),
+                "quantization": UNQUANTIZED,
+                **compare(library, out, *steps),
             }
+
+
+def compare(library: Path, out: Path, prompt: list[int], tokens: list[int], expected: np.ndarray) -> Row:
+    """Return how near a library's logits come to those of a reference, and how often the token is the same."""
+    parameters = mlc_llm_model.read_parameters(out)
+    compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=False)
+    single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
+    cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))
+    row: Row = {
+        "prompt": PROMPT,
+        "steps": STEPS,
+        "cosine_prefill": float(cosines[0]),
+        "cosine_decode_min": float(cosines[1:].min()),
+        "greedy_equal": min(int((logits.argmax(-1) == tokens).sum()) for logits in (single, batch)),
+    }
+    if compiled.window > 0:
+        assert compiled.window > PROMPT + STEPS
+        compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=True)
+        slid = reference.cosine(compiled.steps(prompt, tokens[:-1]), expected)
+        row |= {"window": compiled.window, "cosine_sliding_decode_min": float(slid[1:].min())}
+    return row
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def test_mlc_agreement():
     report = {"cpu": "A CPU", "date": "2026-01-02", "mlc_llm": "0123456789abcdef", "rows": [row]}
     lines = make_tables.mlc_agreement([report]).splitlines()
     assert lines[0].startswith("A CPU, 2026-01-02, MLC-LLM 01234567:") and "8 decode steps" in lines[0]
-    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 | 9 of 9 |"
+    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 |  | 9 of 9 |"
 
 
 def test_tables_are_filled_from_files(tmp_path):

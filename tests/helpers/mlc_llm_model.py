@@ -32,7 +32,7 @@ def revision() -> str:
 def mlc_llm(*arguments, env=None, check=True, serial=False):
     """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text.
 
-    ``serial`` makes loops of a GPU's threads (mlc_llm_serial.py).
+    ``serial`` is for models that it does not compile for the CPU otherwise (mlc_llm_serial.py).
     """
     python = str(Path(SOURCE) / "python")
     command = [sys.executable, SHIM, "--mlc", python] if SHIM else [sys.executable, "-m", "mlc_llm"]
@@ -70,18 +70,16 @@ def compile(out, *options, serial=False):
 
 
 def read_parameters(folder):
-    """Return the parameters in a folder that convert_weight wrote, by name, as stored."""
+    """Return the parameters in a folder that convert_weight wrote, by name."""
     import ml_dtypes  # noqa: F401  bfloat16
 
     folder, parameters = Path(folder), {}
     for shard in json.loads((folder / "tensor-cache.json").read_text())["records"]:
         data = (folder / shard["dataPath"]).read_bytes()
         for record in shard["records"]:
-            assert record["format"] == "raw", record
-            array = np.frombuffer(
-                data, np.dtype(record["dtype"]), int(np.prod(record["shape"])), record["byteOffset"]
-            )
-            parameters[record["name"]] = array.reshape(record["shape"])
+            stored = {"raw": record["dtype"], "f32-to-bf16": "bfloat16"}[record["format"]]
+            array = np.frombuffer(data, np.dtype(stored), int(np.prod(record["shape"])), record["byteOffset"])
+            parameters[record["name"]] = array.reshape(record["shape"]).astype(record["dtype"])
     return parameters
 
 

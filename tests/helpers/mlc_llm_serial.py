@@ -1,11 +1,12 @@
-"""MLC-LLM's command line, with the functions that it wrote for a GPU's threads made to run on the CPU.
+"""MLC-LLM's command line, with what keeps models of its from compiling for the CPU out of the way.
 
     python tests/helpers/mlc_llm_serial.py compile ...
 
 MLC-LLM routes tokens to experts by such functions on every target (``mlc_llm/op/moe_misc.py``), so that no mixture
 model of its compiles for llvm, whatever its quantization. They share no memory between threads: here their
 threads are loops. One of them initializes an array by writing in front of it, harmless to registers: that is put
-right. The variables of `mlc_llm_model` say where MLC-LLM is.
+right. And dlight's schedule for products of one row unrolls them whole, which LLVM compiles for many minutes: it
+is left out. The variables of `mlc_llm_model` say where MLC-LLM is.
 """
 
 import os
@@ -43,7 +44,9 @@ def main():
     import mlc_llm.__main__
     import mlc_llm.compiler_pass.pipeline
     from tvm.relax.pipeline import PIPELINE_MAP
+    from tvm.s_tir import dlight
 
+    dlight.cpu.GEMV.apply = lambda *_: None
     of_mlc = PIPELINE_MAP["mlc_llm"]
 
     def pipeline(*arguments, **keywords):

@@ -269,6 +269,23 @@ def test_mlc_compiles_for_cuda_without_a_gpu(config, device):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_mlc_compiles_mixtures_for_cuda_without_a_gpu(config):
+    written = json.loads(config.read_text()) | {"model_type": "mixtral"}
+    written["model_config"] |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config.write_text(json.dumps(written))
+    library = config.with_name("lib.so")
+    mlc_llm(
+        "compile", config, "--quantization", "nvfp4_skel", "--device", "nvidia/nvidia-h100", "-o", library
+    )
+    image = library.read_bytes()
+    # gate_up, then down, of all rows; and of the one row of decode, which all of its experts read
+    for kernel in ("4x768x256", "4x256x384", "selected_4x256x384", "shared_4x768x256"):
+        assert f"nvfp4_grouped_{kernel}_bf16".encode() in image, kernel
+    assert b"__global__" not in image
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "kind"), [("iphone", "metal"), ("android", "opencl")])
 def test_mlc_refuses_other_targets(config, preset, kind):
     library = config.with_name("lib.tar")
