@@ -192,7 +192,7 @@ def quantize_checkpoint(
                 done += info.nbytes
                 seconds = time.perf_counter() - start_tensor
                 logger.info(
-                    "%s: %d bytes in %.3f s, %.2f GB/s",
+                    "%s: %d bytes in %.3f s, %.3g GB/s",
                     info.name,
                     info.nbytes,
                     seconds,

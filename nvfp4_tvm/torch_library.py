@@ -90,7 +90,7 @@ def library_path(problem: MatmulProblem, arch: str, kernel: CudaKernel | None = 
     chosen = tuned.digest(arch) if kernel is None else f"kernel {kernel.name}"
     # The name of an entry for no source stands for the toolchain
     toolchain = cache.entry_name("", arch)
-    made_of = "\0".join((_sources(), toolchain, str(problem), str(cuda_target(arch).target), chosen))
+    made_of = "\0".join((_sources(), toolchain, repr(problem), str(cuda_target(arch).target), chosen))
     return folder / f"{hashlib.sha256(made_of.encode()).hexdigest()}.so"
 
 

@@ -126,7 +126,7 @@ def write_parameters(
                         writer.write(name, array)
                 seconds = time.perf_counter() - start
                 logger.info(
-                    "%s: %d bytes in %.3f s, %.2f GB/s", written[0], size, seconds, size / seconds / 1e9
+                    "%s: %d bytes in %.3f s, %.3g GB/s", written[0], size, seconds, size / seconds / 1e9
                 )
             for name in tensors[step]:
                 checkpoint.release(name)

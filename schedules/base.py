@@ -104,6 +104,16 @@ class MatmulProblem:
     activation: str | None = None
     dynamic: bool = False
 
+    def __str__(self) -> str:
+        out = "" if self.out_dtype == self.x_dtype else f" to {self.out_dtype}"
+        options = {
+            "bias": self.bias,
+            self.activation: self.activation is not None,
+            "residual": self.residual,
+        }
+        fused = "".join(f", {name}" for name, has in options.items() if has)
+        return f"{self.label}, {self.x_dtype}{out}{fused}, M {self.M}"
+
     @property
     def static_M(self) -> int | None:
         """The constant M of the kernel's shapes, or None where it is symbolic."""

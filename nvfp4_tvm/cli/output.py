@@ -104,8 +104,9 @@ def peak_bytes() -> int:
 
 def summary(read: int, written: int, seconds: float) -> str:
     """Return what a command moved, how fast, and in how much memory."""
+    rate = human_bytes(int(read / max(seconds, 1e-9)))
     return (
-        f"{human_bytes(read)} read, {human_bytes(written)} written, {read / 1e9 / max(seconds, 1e-9):.2f} GB/s, "
+        f"{human_bytes(read)} read, {human_bytes(written)} written, {rate}/s, "
         f"peak memory {human_bytes(peak_bytes())}"
     )
 

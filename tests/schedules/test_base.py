@@ -62,3 +62,10 @@ def test_arguments_of_a_gemm():
     full = MatmulProblem(64, 64, bias=True, residual=True)
     names = ("tiles", "words", "scales", "global_scale", "bias", "residual", "sums", "out")
     assert gemm_arguments(full, "tiles", ("sums",)) == names
+
+
+def test_problems_are_told_in_a_few_words():
+    problem = MatmulProblem(96, 48, MRange(1, 8), "float16", "float32", bias=True, activation="silu_mul")
+    assert str(MatmulProblem(96, 48)) == "matmul_96x48, bfloat16, M 1.."
+    assert str(problem) == "matmul_96x48, float16 to float32, bias, silu_mul, M 1..8"
+    assert repr(problem) != repr(MatmulProblem(96, 48))

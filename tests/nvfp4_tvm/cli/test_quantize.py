@@ -22,7 +22,7 @@ def test_the_line_for_people(cli, plain_folder, tmp_path):
     done = cli("quantize", plain_folder, tmp_path / "out")
     assert done.code == 0 and done.err == "" and done.out.count("\n") == 1
     assert done.out.startswith("quantized 7 layers and kept 2 of ")
-    assert " read, " in done.out and " GB/s, peak memory " in done.out
+    assert " read, " in done.out and "/s, peak memory " in done.out
 
 
 def test_options_reach_the_quantizer(cli, plain_folder, tmp_path):
