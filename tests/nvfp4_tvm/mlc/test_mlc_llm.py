@@ -11,10 +11,13 @@ import benchmark_modules  # noqa: F401
 import mlc_llm_model
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import tvm
 from make_checkpoints import make_compressed_tensors, make_modelopt, make_plain
 from mlc_llm_model import CompiledModel, configure, convert, missing, mlc_llm, read_parameters, run_python
 from reference import clear_steps, cosine, reference_model
+from tvm import relax
 
 from benchmarks import verify_mlc
 from nvfp4_tvm import layout
@@ -151,6 +154,49 @@ def test_shards_made_while_converting_are_the_shards_of_the_packing(checkpoint, 
             np.testing.assert_array_equal(shards[f"{name}.{field}_shard-0"], first)
             rest = np.concatenate([indices + len(indices) for indices in own])
             np.testing.assert_array_equal(shards[f"{name}.{field}_shard-1"], np.take(array, rest, axis=dim))
+
+
+def test_a_library_shards_at_load_as_converting_does(checkpoint, converted, tmp_path):
+    """By the functions that MLC-LLM's runtime is told to call for each parameter."""
+    folder = shutil.copytree(converted, tmp_path / "whole")
+    library = mlc_llm_model.compile(folder, "--overrides", "tensor_parallel_shards=2")
+    convert(checkpoint, tmp_path / "shards", "nvfp4_skel", env={"MLC_INTERNAL_PRESHARD_NUM": "2"})
+    whole, shards, checked = read_parameters(converted), read_parameters(tmp_path / "shards"), 0
+    module = tvm.runtime.load_module(str(library))
+    machine = relax.VirtualMachine(module, tvm.cpu())
+    for parameter in json.loads(machine["_metadata"]())["params"]:
+        name = parameter["name"]
+        if not parameter["preprocs"]:
+            np.testing.assert_array_equal(shards[name], whole[name])
+            continue
+        (step,) = parameter["preprocs"]
+        out = tvm.runtime.empty(step["out_shape"], step["out_dtype"], tvm.cpu())
+        assert list(whole[name].shape) == step["in_shape"]
+        module.get_function(step["func_name"], query_imports=True)(tvm.runtime.tensor(whole[name]), out)
+        for shard, part in enumerate(out.numpy()):
+            assert list(part.shape) == parameter["shape"]
+            np.testing.assert_array_equal(part, shards[f"{name}_shard-{shard}"])
+        checked += 1
+    assert checked >= 2 * 8
+
+
+def test_checkpoints_of_pytorch_s_own_format(tmp_path):
+    plain = make_plain(tmp_path / "plain", arch="llama")
+    pytorch = tmp_path / "pytorch"
+    pytorch.mkdir()
+    shutil.copyfile(plain / "config.json", pytorch / "config.json")
+    torch.save(safetensors.torch.load_file(plain / "model.safetensors"), pytorch / "pytorch_model.bin")
+    for folder in (plain, pytorch):
+        configure(folder, tmp_path / f"out-{folder.name}", "nvfp4_skel")
+        options = ["--source-format", "huggingface-torch"] if folder is pytorch else []
+        mlc_llm(
+            "convert_weight", folder, "--quantization", "nvfp4_skel", "--device", "cpu", *options,
+            "-o", tmp_path / f"out-{folder.name}",
+        )  # fmt: skip
+    want, got = (read_parameters(tmp_path / f"out-{folder.name}") for folder in (plain, pytorch))
+    assert set(got) == set(want)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
 def test_an_indivisible_shape_is_refused(tmp_path):
