@@ -104,7 +104,8 @@ class Patterns:
                 return re.compile(expression)
         except (re.error, OverflowError, RecursionError) as e:
             raise CheckpointError(
-                f"{self.where}: found the pattern {expression!r:.120}, expected a regular expression ({e})"
+                f"{self.where}: found the pattern {expression!r:.120}, expected a regular expression "
+                f"({str(e)!r:.120})"  # which quotes line breaks of the pattern
             ) from None
 
     def matches(self, module: str) -> bool:

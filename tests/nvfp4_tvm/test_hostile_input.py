@@ -204,6 +204,12 @@ def test_catastrophic_patterns_end(pattern):
     assert time.perf_counter() - start < 2 * patterns._MAX_SECONDS
 
 
+@pytest.mark.parametrize("pattern", [">(?\n+\n\n\n\n>(?", "(?P<a\nb>x)", "[z-\n]"])
+def test_line_breaks_of_patterns_stay_out_of_messages(pattern):
+    """Found by atheris: re quotes a pattern's characters as they are."""
+    fuzz_targets.pattern(pattern.encode())
+
+
 def test_nothing_is_unpickled():
     """No module of the package knows pickle, and none of NumPy's or torch's loaders that do is called."""
     unsafe = re.compile(
