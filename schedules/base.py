@@ -24,12 +24,15 @@ from tvm.target import Target
 from tvm.tirx import Expr, PrimFunc
 
 from nvfp4_tvm import layout
+from nvfp4_tvm.arch import ARCHS, Arch, get_arch
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.schedules.kernel import CudaKernel
 
 logger = logging.getLogger(__name__)
 
 ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+#: Those of them that mma.m16n8k16 and wgmma.m64nNk16 take.
+TENSOR_CORE_DTYPES = ("bfloat16", "float16")
 #: What may follow the matmul in the same kernel, see :class:`MatmulProblem`.
 ACTIVATIONS = (None, "silu_mul")
 
@@ -189,6 +192,21 @@ class KernelRule(ABC):
     @abstractmethod
     def apply(self, problem: MatmulProblem, target: Target) -> Kernel | None:
         """Return the family's kernel for ``problem`` on ``target``, or None if it does not apply."""
+
+    def arch_of(self, problem: MatmulProblem, target: Target) -> Arch | None:
+        """Return the architecture that a tensor-core family compiles for, or None where none of them applies.
+
+        They are for CUDA, architectures of the table, and activations of 16 bits.
+        """
+        if target.kind.name != "cuda":
+            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
+        name = str(target.attrs.get("arch"))
+        if name not in {known for arch in ARCHS.values() for known in (arch.name, arch.compile_arch)}:
+            return self.refuse(problem, f"architecture {name} is not in the table")
+        if problem.x_dtype not in TENSOR_CORE_DTYPES:
+            expected = " or ".join(TENSOR_CORE_DTYPES)
+            return self.refuse(problem, f"activations are {problem.x_dtype}, expected {expected}")
+        return get_arch(name)
 
     def refuse(self, problem: MatmulProblem, why: str) -> None:
         """Log why the family does not apply; ``return self.refuse(...)`` reads as the None it returns."""

@@ -15,7 +15,7 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import ARCHS, Arch, get_arch
+from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules import epilogue
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_choice import MIN_M, choose_config, ranges
@@ -49,23 +49,14 @@ class GemmMma(KernelRule):
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """See `KernelRule.apply`."""
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        name = str(target.attrs["arch"])
-        if name not in {known for arch in ARCHS.values() for known in (arch.name, arch.compile_arch)}:
-            return self.refuse(problem, f"{name} is not in the architecture table")
-        if problem.x_dtype == "float32":
-            return self.refuse(problem, "activations are float32, mma.sync takes 16 bits")
+        arch = self.arch_of(problem, target)
+        if arch is None:
+            return None
         if self.config is None and problem.M.low < MIN_M:
             return self.refuse(problem, f"M may be below {MIN_M}")
-        arch = get_arch(name)
         config = self.config or choose_config(problem.N, problem.K, problem.M, arch)
-        if config.shared_bytes() > arch.shared_per_block:
-            return self.refuse(
-                problem,
-                f"{config.name} needs {config.shared_bytes()} bytes of shared memory, {arch.name} has "
-                f"{arch.shared_per_block}",
-            )
+        if why := config.exceeds(arch):
+            return self.refuse(problem, why)
         # Ranges share configurations, hence kernels
         return kernel(replace(problem, M=MRange(), dynamic=True), config)
 

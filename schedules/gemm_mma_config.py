@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch
 from nvfp4_tvm.errors import ShapeError
 
 #: A step is 8 consecutive k of each of the four lanes q, one word of W: two mma.m16n8k16.
@@ -133,6 +133,15 @@ class MmaConfig:
         pipeline = (stage + 4 * (words + scale_words)) * self.stages
         sums = self.block_m * self.block_n * 4 * self.k_warps if self.k_warps > 1 else 0
         return max(pipeline, sums)
+
+    def exceeds(self, arch: Arch) -> str | None:
+        """Say why a block has no room on an architecture, if it has none."""
+        if self.shared_bytes() <= arch.shared_per_block:
+            return None
+        return (
+            f"{self.name} needs {self.shared_bytes()} bytes of shared memory, {arch.name} has "
+            f"{arch.shared_per_block}"
+        )
 
     def stages_along_k(self, K: int) -> int:
         """Stages that one block runs through, of each of ``splits`` parts of K.

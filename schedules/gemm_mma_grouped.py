@@ -12,13 +12,12 @@ from functools import cache, lru_cache
 from tvm import s_tir
 from tvm.target import Target
 
-from nvfp4_tvm.arch import Arch, get_arch
+from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemm_mma_choice import Candidate, fitting, launch_time, plan, usual_sms
 from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemm_mma_grouped_compute import grouped_gemm_mma
 from nvfp4_tvm.schedules.gemm_mma_schedule import schedule_steps
-from nvfp4_tvm.schedules.gemv import DTYPES, target_arch
 from nvfp4_tvm.schedules.gemv_grouped import max_rows
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.grouped_tiles import expected_tiles
@@ -59,20 +58,12 @@ class GroupedGemm(KernelRule):
         """See `KernelRule.apply`."""
         if not isinstance(problem, GroupedProblem) or problem.selected:
             return self.refuse(problem, "rows are not sorted by expert")
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        if target_arch(target) is None:
-            return self.refuse(problem, f"architecture {target.attrs.get('arch')} is not in the table")
-        if problem.x_dtype not in DTYPES:
-            return self.refuse(problem, f"activations are {problem.x_dtype}, expected {' or '.join(DTYPES)}")
-        arch = get_arch(str(target.attrs["arch"]))
+        arch = self.arch_of(problem, target)
+        if arch is None:
+            return None
         config = self.config or choose_config(problem, arch)
-        if config.shared_bytes() > arch.shared_per_block:
-            return self.refuse(
-                problem,
-                f"{config.name} needs {config.shared_bytes()} bytes of shared memory, {arch.name} has "
-                f"{arch.shared_per_block}",
-            )
+        if why := config.exceeds(arch):
+            return self.refuse(problem, why)
         # Ranges share configurations, hence kernels
         return kernel(replace(problem, M=MRange(), dynamic=True), config)
 

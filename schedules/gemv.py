@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from tvm.target import Target
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import ARCHS, MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE, Arch
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE, Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig, gemv
 from nvfp4_tvm.schedules.gemv_measured import MEASURED
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
-#: Activation dtypes that mma.m16n8k16 takes.
-DTYPES = ("bfloat16", "float16")
 #: Largest M the kernel is made for: four eights of tokens.
 MAX_M = 4 * TOKENS
 #: Where the configuration may change: M up to the first number, for weights of up to the second one's elements.
@@ -36,12 +34,6 @@ _PIECES_PER_TURN = 44
 _BYTES_IN_FLIGHT = 50_000
 _BUSY_WARPS, _BUSY_EXPONENT = 24, 0.3
 _TOKENS_COST = 0.5
-
-
-def target_arch(target: Target) -> Arch | None:
-    """Return the architecture of a CUDA target, or None if it is not in the table."""
-    name = str(target.attrs.get("arch", ""))
-    return next((arch for arch in ARCHS.values() if name in (arch.name, arch.compile_arch)), None)
 
 
 def usual_sms(arch: Arch) -> int:
@@ -147,13 +139,9 @@ class Gemv(KernelRule):
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """Return the kernel, or None for more rows, other activations or another target."""
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        arch = target_arch(target)
+        arch = self.arch_of(problem, target)
         if arch is None:
-            return self.refuse(problem, f"architecture {target.attrs.get('arch')} is not in the table")
-        if problem.x_dtype not in DTYPES:
-            return self.refuse(problem, f"activations are {problem.x_dtype}, expected {' or '.join(DTYPES)}")
+            return None
         if problem.M.high is None or problem.M.high > MAX_M:
             return self.refuse(problem, f"M is {problem.M}, expected at most {MAX_M}")
         NB = -(-problem.M.high // TOKENS)

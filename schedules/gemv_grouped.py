@@ -8,7 +8,7 @@ from tvm.target import Target
 
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
-from nvfp4_tvm.schedules.gemv import DTYPES, MAX_M, candidates, target_arch
+from nvfp4_tvm.schedules.gemv import MAX_M, candidates
 from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig, gemv
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.grouped_tiles import expected_tiles, rows_for
@@ -56,13 +56,9 @@ class GroupedGemv(KernelRule):
         """Return the kernel, or None for more rows, other activations or another target."""
         if not isinstance(problem, GroupedProblem):
             return self.refuse(problem, "there are no experts")
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        arch = target_arch(target)
+        arch = self.arch_of(problem, target)
         if arch is None:
-            return self.refuse(problem, f"architecture {target.attrs.get('arch')} is not in the table")
-        if problem.x_dtype not in DTYPES:
-            return self.refuse(problem, f"activations are {problem.x_dtype}, expected {' or '.join(DTYPES)}")
+            return None
         high = problem.M.high
         if problem.selected:
             # Every row is a tile

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from tvm.target import Target
 
-from nvfp4_tvm.arch import ARCHS, Arch, get_arch
+from nvfp4_tvm.arch import ARCHS, Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.kernel import CudaKernel
 
@@ -46,13 +46,11 @@ class HopperRule(KernelRule, Generic[Config]):
 
     def apply(self, problem: MatmulProblem, target: Target) -> CudaKernel | None:
         """Return the kernel, or None where the family does not apply or has no one configuration."""
-        if target.kind.name != "cuda":
-            return self.refuse(problem, f"target is {target.kind.name}, not cuda")
-        arch = get_arch(str(target.attrs["arch"]))
+        arch = self.arch_of(problem, target)
+        if arch is None:
+            return None
         if not arch.wgmma:
             return self.refuse(problem, f"{arch.name} has no wgmma, expected {_wgmma_names()}")
-        if problem.x_dtype == "float32":
-            return self.refuse(problem, "wgmma reads 16-bit activations, found float32")
         config = self.config
         if config is None:
             ranges = self.choices(problem.N, problem.K, arch)

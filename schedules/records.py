@@ -30,7 +30,7 @@ from nvfp4_tvm._pins import TVM_VERSION
 from nvfp4_tvm.arch import ARCHS, get_arch
 from nvfp4_tvm.errors import DatabaseError, NVFP4Error
 from nvfp4_tvm.layout import LAYOUT_VERSION
-from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.base import TENSOR_CORE_DTYPES, MatmulProblem, MRange
 from nvfp4_tvm.schedules.space import Config, decode, encode
 from nvfp4_tvm.schedules.spaces import space_of
 
@@ -39,7 +39,7 @@ FORMAT_VERSION = 1
 _TITLE = "nvfp4_tvm tuning records"
 MEASURED, PREDICTED = "measured", "predicted"
 #: Activations that tuned kernels take.
-DTYPES = ("bfloat16", "float16")
+DTYPES = TENSOR_CORE_DTYPES
 
 
 def epilogue_kind(problem: MatmulProblem) -> str:

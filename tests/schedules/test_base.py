@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from tvm.target import Target
 
 from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange, first_match, gemm_arguments
@@ -69,3 +70,30 @@ def test_problems_are_told_in_a_few_words():
     assert str(MatmulProblem(96, 48)) == "matmul_96x48, bfloat16, M 1.."
     assert str(problem) == "matmul_96x48, float16 to float32, bias, silu_mul, M 1..8"
     assert repr(problem) != repr(MatmulProblem(96, 48))
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "why"),
+    [
+        ({"kind": "llvm"}, "bfloat16", "target is llvm, not cuda"),
+        ({"kind": "cuda", "arch": "sm_75"}, "bfloat16", "architecture sm_75 is not in the table"),
+        (
+            {"kind": "cuda", "arch": "sm_89"},
+            "float32",
+            "activations are float32, expected bfloat16 or float16",
+        ),
+        ({"kind": "cuda", "arch": "sm_89"}, "float16", None),
+        ({"kind": "cuda", "arch": "sm_90a"}, "bfloat16", None),
+    ],
+)
+def test_tensor_core_families_share_their_conditions(caplog, target, dtype, why):
+    class Family(KernelRule):
+        name = "family"
+
+        def apply(self, problem, target):
+            return self.arch_of(problem, target)
+
+    with caplog.at_level(logging.DEBUG, "nvfp4_tvm"):
+        found = Family().apply(MatmulProblem(64, 64, x_dtype=dtype), Target(target))
+    assert (found is None) == (why is not None)
+    assert why is None or why in caplog.text

@@ -50,7 +50,7 @@ def test_a_given_configuration_serves_every_m():
     [
         (MatmulProblem(64, 64, MRange(17, 32)), "llvm", "target is llvm, not cuda"),
         (MatmulProblem(64, 64, MRange(17, 32)), "cuda:sm_80", "sm_80 has no wgmma, expected sm_90"),
-        (MatmulProblem(64, 64, MRange(17, 32), "float32"), "cuda:sm_90", "found float32"),
+        (MatmulProblem(64, 64, MRange(17, 32), "float32"), "cuda:sm_90", "activations are float32"),
         (MatmulProblem(64, 64, MRange(33, 64)), "cuda:sm_90", "no one configuration covers M 33..64"),
         (MatmulProblem(64, 64, MRange(17, 65)), "cuda:sm_90", "no one configuration covers M 17..65"),
     ],
