@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
     convert_tables,
+    e2e,
     gemm_plot,
     gemm_tables,
     grouped_tables,
@@ -138,10 +139,24 @@ def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def generation(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/e2e.py`` wrote."""
+    parts = []
+    for report in reports:
+        tokens = sorted({row["tokens"] for row in report["rows"]})
+        parts.append(
+            f"{report['gpu'] or report['cpu']}, {report['cores']} cores, {report['date']}: folders that "
+            f"`nvfp4-tvm compile` wrote; {', '.join(map(str, tokens))} tokens after prompts of several lengths.\n\n"
+            + e2e.table(report["rows"])
+        )
+    return "\n".join(parts)
+
+
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
     "compile_time": ("compile_time_*.json", convert_tables.compile_time),
+    "e2e": ("e2e_*.json", generation),
     "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
     "gemm_accuracy": ("gemm_accuracy_*.json", gemm_tables.gemm_accuracy),

@@ -80,6 +80,17 @@ def test_mlc_agreement():
     assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 |  | 9 of 9 |"
 
 
+def test_generation():
+    row = {
+        "folder": "8B-nvfp4", "prompt": 128, "tokens": 16, "first_token_ms": 812.34,
+        "prefill_tokens_per_s": 157.57, "decode_tokens_per_s": 9.96,
+    }  # fmt: skip
+    report = {"cpu": "A CPU", "gpu": None, "cores": 2, "date": "2026-01-02", "rows": [row]}
+    lines = make_tables.generation([report]).splitlines()
+    assert lines[0].startswith("A CPU, 2 cores, 2026-01-02: ") and "16 tokens" in lines[0]
+    assert lines[-1] == "| 8B-nvfp4, 128 | 812.3 | 157.6 | 10.0 |"
+
+
 def test_tables_are_filled_from_files(tmp_path):
     text = "a\n<!-- table: cpu_linear -->\nold\nlines\n<!-- end of table -->\nb\n"
     empty = make_tables.filled(text, tmp_path)
