@@ -143,10 +143,10 @@ def generation(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table a file that ``benchmarks/e2e.py`` wrote."""
     parts = []
     for report in reports:
-        tokens = sorted({row["tokens"] for row in report["rows"]})
+        tokens = ", ".join(map(str, sorted({row["tokens"] for row in report["rows"]})))
         parts.append(
             f"{report['gpu'] or report['cpu']}, {report['cores']} cores, {report['date']}: folders that "
-            f"`nvfp4-tvm compile` wrote; {', '.join(map(str, tokens))} tokens after prompts of several lengths.\n\n"
+            f"`nvfp4-tvm compile` wrote; {tokens} tokens after prompts of several lengths.\n\n"
             + e2e.table(report["rows"])
         )
     return "\n".join(parts)
