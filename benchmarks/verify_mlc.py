@@ -6,7 +6,8 @@ For each model: tiny checkpoints written by ModelOpt and compressed-tensors (whe
 leaves unquantized: by `nvfp4-tvm quantize` in its format) and a bfloat16 one, MLC-LLM's gen_config,
 convert_weight and compile on each, then a prompt and 8 greedy steps without near ties. The reference is
 transformers in float32 on exactly dequantized weights; for the bfloat16 checkpoint, on what `nvfp4-tvm quantize`
-makes of it. A last row for each model without experts is MLC-LLM's own, unquantized in float32, on the bfloat16 checkpoint.
+makes of it. A last row for each model without experts is MLC-LLM's own, unquantized in float32, on the bfloat16
+checkpoint.
 Beside a row's cosine is that of transformers itself in the quantization's dtype. Where a model has a sliding
 window, which these texts do not fill, the KV cache is made without; the row says what one that has it gives, too.
 Checkpoints that ask for the same model share a library, as in MLC-LLM's own cache. `MLC_LLM_SHIM` names a script
