@@ -1,6 +1,6 @@
 """How long building a model's library takes, and how that splits.
 
-    python benchmarks/compile_time.py [--model 8B] [--targets cuda:sm_90,cuda:sm_89] [--json FILE]
+    python benchmarks/compile_time.py [--model 8B] [--targets cuda:sm_90] [--json FILE]
 
 The library of a whole model, as ``nvfp4-tvm compile`` builds it from the shipped tuning records: every projection
 NVFP4, the head in 16 bits, prompts up to 2048 tokens at once. No weights are needed, and none are packed
@@ -89,7 +89,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, default="8B")
-    parser.add_argument("--targets", default="cuda:sm_90,cuda:sm_89")
+    parser.add_argument("--targets", default="cuda:sm_90,cuda:sm_89,cuda:sm_80")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

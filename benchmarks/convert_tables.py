@@ -75,14 +75,15 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
     all of them.
     """
     runs = [(report, row) for report in reports for row in report["rows"]]
-    most: dict[tuple[str, str, bool], int] = {}
+    most: dict[tuple[str, str, str, bool], int] = {}
     for _, row in runs:
         most[_kind(row)] = max(most.get(_kind(row), 0), row["layers"])
     rows = []
     for report, row in sorted(
         runs, key=lambda run: (run[1]["command"], run[1]["of_layers"], run[1]["layers"])
     ):
-        what = f"{row['command']}{', from the cache' if row['again'] else ''}"
+        on = f" for {row['target']}" if row["command"] == "compile" and row["target"] != "llvm" else ""
+        what = f"{row['command']}{on}{', from the cache' if row['again'] else ''}"
         weights = " (holes)" if row["sparse"] else ""
         some = row["layers"] < row["of_layers"]
         layers = f"{row['layers']} of {row['of_layers']} layers" if some else "all layers"
@@ -103,8 +104,8 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _kind(row: dict[str, Any]) -> tuple[str, str, bool]:
-    return row["model"], row["command"], row["again"]
+def _kind(row: dict[str, Any]) -> tuple[str, str, str, bool]:
+    return row["model"], row["command"], row["target"], row["again"]
 
 
 def where(report: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
     python benchmarks/converting.py [--results benchmarks/results] [--folder FOLDER] [--quick]
 
 Runs `benchmarks/convert.py` (repack and quantizing beside ``memcpy``, NumPy and PyTorch), `benchmarks/quantize.py`
-(the command on a checkpoint of 1.3 GB) and ``benchmarks/large_models.py --all``, writes their files, and prints
-the tables that `docs/make_tables.py` makes of them. It takes an hour on two cores, and 60 GB of disk in
-``--folder``; ``--quick`` leaves out the large models.
+(the command on a checkpoint of 1.3 GB), `benchmarks/compile_time.py` and ``benchmarks/large_models.py --all``,
+writes their files, and prints the tables that `docs/make_tables.py` makes of them. It takes an hour on two cores,
+and 60 GB of disk in ``--folder``; ``--quick`` leaves out the last two.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def commands(results: Path, folder: str | None, quick: bool) -> list[list[str]]:
         ["benchmarks/quantize.py", "--json", str(results / "quantize_cpu.json")],
     ]
     if not quick:
+        runs.append(["benchmarks/compile_time.py", "--json", str(results / "compile_time_cpu.json")])
         where = [] if folder is None else ["--folder", folder]
         runs.append(["benchmarks/large_models.py", "--all", "--results", str(results), *where])
     return runs
@@ -48,7 +49,7 @@ def main() -> None:
     for command in commands(results, arguments.folder, arguments.quick):
         print("python", *command, flush=True)
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-    for name in ("convert", "quantize", "large_models"):
+    for name in ("convert", "quantize", "compile_time", "large_models"):
         print(f"\n{table(name, results)}")
 
 

@@ -151,17 +151,18 @@ def make_checkpoint(folder: Path, model: Model, layers: int, quantized: bool, sp
     (folder / "config.json").write_text(json.dumps(config))
 
 
-#: Model, layers, command, whether the weights are holes. Two checkpoints are larger than 30 GB; memory must not
-#: depend on the number of layers.
+#: Model, layers, command, whether the weights are holes, target. Two checkpoints are larger than 30 GB; memory
+#: must not depend on the number of layers.
 RUNS = (
-    ("8B", 32, "quantize", False),
-    ("31B", 2, "quantize", False),
-    ("31B", 30, "quantize", False),
-    ("70B", 4, "quantize", False),
-    ("8B", 4, "compile", True),
-    ("8B", 32, "compile", True),
-    ("31B", 68, "compile", True),
-    ("70B", 80, "compile", True),
+    ("8B", 32, "quantize", False, "llvm"),
+    ("31B", 2, "quantize", False, "llvm"),
+    ("31B", 30, "quantize", False, "llvm"),
+    ("70B", 4, "quantize", False, "llvm"),
+    ("8B", 4, "compile", True, "llvm"),
+    ("8B", 32, "compile", True, "llvm"),
+    ("8B", 32, "compile", True, "cuda:sm_90"),
+    ("31B", 68, "compile", True, "llvm"),
+    ("70B", 80, "compile", True, "llvm"),
 )
 TIME = Path("/usr/bin/time")
 
@@ -244,10 +245,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where --all writes its files")
     arguments = parser.parse_args()
     if arguments.all:
-        for name, layers, command, sparse in RUNS:
+        for name, layers, command, sparse, target in RUNS:
             load = round(os.getloadavg()[0], 2)
-            rows = measure(name, layers, command, sparse, "llvm", arguments.folder)
-            file = arguments.results / f"large_models_{command}_{name.lower()}_{layers}_layers.json"
+            rows = measure(name, layers, command, sparse, target, arguments.folder)
+            where = "" if target == "llvm" else f"_{target.removeprefix('cuda:')}"
+            file = arguments.results / f"large_models_{command}_{name.lower()}_{layers}_layers{where}.json"
             write(file, rows, load_before=load)
         return
     layers = arguments.layers or MODELS[arguments.model].layers

@@ -1,12 +1,14 @@
 from dataclasses import asdict
 
+import benchmark_modules  # noqa: F401
+
 from benchmarks import convert_tables
 from nvfp4_tvm.schedules.repack_kernel import CONFIGS, Config
 
 REPORT = {"cpu": "Some CPU", "cores": 2, "gpu": "Some GPU, 1", "date": "2026-01-02", "load_before": 1.5}
 ROW = {
     "model": "8B", "layers": 4, "of_layers": 32, "command": "compile", "sparse": True, "again": False,
-    "seconds": 10.0, "bytes_read": 2_000_000_000, "gb_per_s": 0.2, "peak_bytes": 1_500_000_000,
+    "target": "llvm", "seconds": 10.0, "bytes_read": 2_000_000_000, "gb_per_s": 0.2, "peak_bytes": 1_500_000_000,
     "largest_layer_bytes": 1_050_000_000, "time_v_peak_bytes": None, "load_before": 2.25,
 }  # fmt: skip
 
@@ -71,3 +73,14 @@ def test_old_results_have_the_load_of_all_their_rows():
     row = {key: value for key, value in ROW.items() if key not in ("load_before", "time_v_peak_bytes")}
     lines = convert_tables.large_models([REPORT | {"rows": [row]}]).splitlines()
     assert lines[-1].endswith("| 1.50 | 1.05 | 2026-01-02 | 1.5 |")
+
+
+def test_other_targets_are_named_and_extrapolated_by_themselves():
+    rows = [ROW | {"target": "cuda:sm_90", "layers": 32}, ROW]
+    lines = convert_tables.large_models([REPORT | {"rows": rows}]).splitlines()
+    starts = [line.split(" | ")[0] for line in lines[-3:]]
+    assert starts == [
+        "| 8B, 4 of 32 layers (holes): compile",
+        "| 8B, extrapolated: compile",
+        "| 8B, all layers (holes): compile for cuda:sm_90",
+    ]

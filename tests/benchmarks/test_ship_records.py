@@ -1,6 +1,7 @@
 import sys
 from dataclasses import replace
 
+import benchmark_modules  # noqa: F401
 from tuning_records import record
 
 from benchmarks import ship_records

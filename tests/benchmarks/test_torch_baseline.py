@@ -1,3 +1,4 @@
+import benchmark_modules  # noqa: F401
 import numpy as np
 import torch
 

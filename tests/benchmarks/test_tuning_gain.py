@@ -1,6 +1,7 @@
 import json
 import sys
 
+import benchmark_modules  # noqa: F401
 from simulated_runner import SimulatedRunner
 from tuning_records import record
 

@@ -1,3 +1,5 @@
+import benchmark_modules  # noqa: F401
+
 from benchmarks import tuning_tables
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import benchmark_modules  # noqa: F401
 import pytest
 
 from benchmarks import verify_mlc

@@ -5,6 +5,7 @@ import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
 
+import benchmark_modules  # noqa: F401
 import ml_dtypes
 import numpy as np
 import pytest
