@@ -75,11 +75,15 @@ class Journal:
         if not isinstance(found, dict) or found.get("title") != _TITLE:
             raise DatabaseError(f"{self.path}: no tuning journal; move it away or choose another output")
         wanted = json.loads(first)
-        differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+        missing = object()
+        names = {**found, **wanted}
+        differing = [name for name in names if found.get(name, missing) != wanted.get(name, missing)]
+        if not differing:  # the same, with other spaces perhaps
+            return
         name = differing[0]
         raise DatabaseError(
-            f"{self.path}: the journal of another run: {name} is {found.get(name)!r}, now {wanted.get(name)!r}; "
-            "tune with the same options to continue it, or remove it to begin again"
+            f"{self.path}: the journal of another run: {name} is {_shown(found, name)}, now "
+            f"{_shown(wanted, name)}; tune with the same options to continue it, or remove it to begin again"
         )
 
     def _take(self, number: int, line: bytes) -> None:
@@ -118,3 +122,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "missing"

@@ -53,6 +53,19 @@ def test_another_run_is_refused(path):
         Journal(path, {**RUN, "device": "Another"})
 
 
+def test_the_same_run_in_other_words_is_continued(path):
+    """Found by atheris: lines that differ as text and not in what they say."""
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first), separators=(",", ":  ")), *lines]) + "\n")
+    with Journal(path, RUN) as journal:
+        assert len(journal.outcomes) == len(lines)
+
+
+def test_a_run_with_more_or_fewer_settings_is_another(path):
+    with pytest.raises(DatabaseError, match="journal of another run: near is missing, now None"):
+        Journal(path, {**RUN, "near": None})
+
+
 @pytest.mark.parametrize("text", ["something else\n", "[]\n", json.dumps({"title": "a novel"}) + "\n"])
 def test_other_files_are_refused(path, text):
     path.write_text(text)
