@@ -45,6 +45,22 @@ def compile_time(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+def fuzz(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/fuzz.py`` wrote."""
+    parts = []
+    for report in reports:
+        rows = [
+            [f"`{row['target']}`", str(row["executions"]), str(row["seconds"]), str(row["peak_mb"])]
+            for row in report["rows"]
+        ]
+        clean = "nothing was found" if all(row["clean"] for row in report["rows"]) else "something was found"
+        parts.append(
+            f"{_machine(report)}: inputs that atheris gave to each reader; {clean} in this run.\n\n"
+            + markdown_table(["", "inputs", "s", "peak MB"], rows)
+        )
+    return "\n".join(parts)
+
+
 def repack_gpu(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table a file that ``benchmarks/repack_gpu.py`` wrote."""
     parts = []
@@ -95,8 +111,8 @@ def large_models(reports: Sequence[dict[str, Any]]) -> str:
     machines = "; ".join(dict.fromkeys(f"{report['cpu']}, {report['cores']} cores" for report in reports))
     return (
         f"{machines}: seconds of the command, the peak memory of its process (as `/usr/bin/time -v` says, mapped "
-        "files included), the day, and the load average before, by other programs: with a load of 12, two cores "
-        "and one disk are shared by a dozen. Rows marked as extrapolated scale a measured time by the bytes read, "
+        "files included), the day, and the load average before, of the runs before it or of other programs. Rows "
+        "marked as extrapolated scale a measured time by the bytes read, "
         "and with it that of building the library, which does not grow with the layers; memory does not depend on "
         "their number. Weights that are holes in their files are read as zeros and cost no disk: reading from one "
         "comes on top.\n\n"
@@ -110,7 +126,7 @@ def _kind(row: dict[str, Any]) -> tuple[str, str, str, bool]:
 
 def where(report: dict[str, Any]) -> str:
     """Return the machine, the day, and how busy others kept it."""
-    return f"{_machine(report)}, load average {report['load_before']} before, by other programs"
+    return f"{_machine(report)}, load average {report['load_before']} before"
 
 
 def _machine(report: dict[str, Any]) -> str:

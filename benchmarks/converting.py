@@ -4,8 +4,8 @@
 
 Runs `benchmarks/convert.py` (repack and quantizing beside ``memcpy``, NumPy and PyTorch), `benchmarks/quantize.py`
 (the command on a checkpoint of 1.3 GB), `benchmarks/compile_time.py` and ``benchmarks/large_models.py --all``,
-writes their files, and prints the tables that `docs/make_tables.py` makes of them. It takes an hour on two cores,
-and 60 GB of disk in ``--folder``; ``--quick`` leaves out the last two.
+writes their files, and prints the tables that `docs/make_tables.py` makes of them. It takes twenty minutes on two
+cores, and 60 GB of disk in ``--folder``; ``--quick`` leaves out the last two.
 """
 
 from __future__ import annotations

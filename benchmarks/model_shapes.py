@@ -1,13 +1,20 @@
 """Weights of common models, whole and as tensor parallelism cuts them: what the shipped records are tuned for.
 
-    python -m benchmarks.model_shapes            print them as ``nvfp4-tvm tune --shapes`` takes them
+    python -m benchmarks.model_shapes [--untuned sm_90] [--part 1/2]
+
+prints them as ``nvfp4-tvm tune --shapes`` takes them: all, or those without measured records among the shipped
+ones; of these every second, say, for one of two GPUs.
 
 Dimensions are those of the models' ``config.json``. Gemma 4 12B and 31B have the MLPs of Gemma 3 12B and 27B.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+
+from nvfp4_tvm.schedules.records import MEASURED
+from nvfp4_tvm.schedules.tuned import shipped
 
 
 @dataclass(frozen=True)
@@ -56,5 +63,37 @@ def model_shapes(parallel: tuple[int, ...] = PARALLEL) -> list[tuple[int, int]]:
     return list(dict.fromkeys(shapes))
 
 
+def untuned(arch: str) -> list[tuple[int, int]]:
+    """Return the shapes that the shipped records of an architecture have no measurement of."""
+    measured = {(r.N, r.K) for r in shipped(arch).records if r.source == MEASURED}
+    return [shape for shape in model_shapes() if shape not in measured]
+
+
+def part(shapes: list[tuple[int, int]], which: str) -> list[tuple[int, int]]:
+    """Return what one of several GPUs takes, in order; ``which`` is such as 1/2.
+
+    Raises
+    ------
+    ValueError
+        If there is no such part.
+    """
+    number, _, parts = which.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise ValueError(f"--part {which}: expected such as 1/2, the first of two")
+    return shapes[int(number) - 1 :: int(parts)]
+
+
+def main() -> None:
+    """Print the shapes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--untuned", metavar="ARCH")
+    parser.add_argument("--part", default="1/1")
+    arguments = parser.parse_args()
+    shapes = untuned(arguments.untuned) if arguments.untuned else model_shapes()
+    print(",".join(f"{N}x{K}" for N, K in part(shapes, arguments.part)))
+
+
 if __name__ == "__main__":
-    print(",".join(f"{N}x{K}" for N, K in model_shapes()))
+    main()

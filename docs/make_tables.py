@@ -156,6 +156,7 @@ def generation(reports: Sequence[dict[str, Any]]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
     "compile_time": ("compile_time_*.json", convert_tables.compile_time),
+    "fuzz": ("fuzz_*.json", convert_tables.fuzz),
     "e2e": ("e2e_*.json", generation),
     "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),

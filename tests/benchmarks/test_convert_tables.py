@@ -16,7 +16,7 @@ ROW = {
 def test_convert():
     rows = [{"what": "repack", "contender": "memcpy", "gb_per_s": 12.346, "of_copy": 1.0}]
     lines = convert_tables.convert([REPORT | {"rows": rows}]).splitlines()
-    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 1.5 before, by other programs: ")
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 1.5 before: ")
     assert lines[-1] == "| repack: memcpy | 12.35 | 100 % |"
 
 
@@ -36,6 +36,13 @@ def test_compile_time():
         "| 8B, cuda:sm_80 | 30.0 | 40.0 |",
         "| 8B, cuda:sm_90 | 30.0 | 40.0 |",
     ]
+
+
+def test_fuzz():
+    row = {"target": "header", "executions": 1234, "seconds": 33, "peak_mb": 431, "clean": True}
+    lines = convert_tables.fuzz([REPORT | {"rows": [row]}]).splitlines()
+    assert "nothing was found" in lines[0] and lines[-1] == "| `header` | 1234 | 33 | 431 |"
+    assert "something was found" in convert_tables.fuzz([REPORT | {"rows": [row | {"clean": False}]}])
 
 
 def test_repack_gpu():

@@ -16,8 +16,9 @@ def run(tmp_path, *steps, **environment):
     (folder / "python3").chmod(0o755)
     calls = tmp_path / "calls"
     calls.write_text("")
+    before = environment.pop("PATH_BEFORE", "")
     more = {
-        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PATH": f"{before}:{folder}:{os.environ['PATH']}",
         "OUT": str(tmp_path / "out"),
         "CALLS": str(calls),
         "JOBS": "3",
@@ -42,6 +43,23 @@ def test_all_steps_run_and_a_failure_is_told_at_the_end(tmp_path):
 def test_steps_can_be_chosen(tmp_path, steps, calls):
     done, called = run(tmp_path, *steps)
     assert done.returncode == 0 and len(called) == calls
+
+
+def test_every_gpu_tunes_its_part(tmp_path):
+    folder = tmp_path / "gpus"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\necho GPU 1\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    done, calls = run(tmp_path, "tune", "gain", "gemm", "e2e", FOLDERS="a b", PATH_BEFORE=str(folder))
+    assert done.returncode == 0, done.stdout
+    tuned = sorted(call for call in calls if "cli.main tune" in call)
+    assert [f"--device cuda:{i}" in call and "--jobs 1" in call for i, call in enumerate(tuned)] == [True] * 2
+    parts = sorted(call for call in calls if "model_shapes" in call)
+    assert [call.split()[-1] for call in parts] == ["1/2", "2/2"]
+    assert [call.split()[1] for call in calls[-3:]] == [
+        "benchmarks.tuning_gain", "benchmarks.gemm", "benchmarks.e2e"
+    ]  # fmt: skip
+    assert " a b -o " in calls[-1]
 
 
 def test_an_unknown_step_is_named(tmp_path):

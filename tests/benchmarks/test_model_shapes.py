@@ -1,6 +1,7 @@
 import benchmark_modules  # noqa: F401
+import pytest
 
-from benchmarks.model_shapes import MODELS, PARALLEL, model_shapes
+from benchmarks.model_shapes import MODELS, PARALLEL, main, model_shapes, part, untuned
 from nvfp4_tvm.layout import check_weight
 
 
@@ -19,3 +20,25 @@ def test_every_weight_has_kernels_and_whole_models_come_first():
     for N, K in shapes:
         check_weight(N, K)
     assert set(PARALLEL) == {1, 2, 4, 8}
+
+
+def test_untuned_shapes_have_no_measured_records():
+    left = untuned("sm_90")
+    assert 0 < len(left) < len(model_shapes()) and (4096, 4096) not in left
+    assert untuned("sm_89") == model_shapes()  # its records are predicted
+
+
+def test_parts_are_all_there_is(monkeypatch, capsys):
+    shapes = model_shapes()
+    parts = [part(shapes, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(shape for some in parts for shape in some) == sorted(shapes)
+    assert abs(len(parts[0]) - len(parts[2])) <= 1
+    monkeypatch.setattr("sys.argv", ["model_shapes", "--part", "2/3"])
+    main()
+    assert capsys.readouterr().out.strip() == ",".join(f"{N}x{K}" for N, K in parts[1])
+
+
+@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "a/b", "1/0", ""])
+def test_there_is_no_such_part(which):
+    with pytest.raises(ValueError, match="expected such as 1/2"):
+        part([(16, 16)], which)

@@ -55,7 +55,7 @@ def test_quantize():
     lines = make_tables.quantize(
         [{"cpu": "Some CPU", "cores": 2, "date": "2026-01-02", "load_before": 0.5, "rows": [row]}]
     ).splitlines()
-    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 0.5 before, by other programs: ")
+    assert lines[0].startswith("Some CPU, 2 cores, 2026-01-02, load average 0.5 before: ")
     assert lines[-1] == "| modelopt, amax | 813 | 950 | 100 |"
 
 
