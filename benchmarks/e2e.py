@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import nvfp4_tvm
 from benchmarks import record
@@ -77,6 +78,9 @@ def picture(rows: Sequence[Row]) -> Figure:
             points = [(row["prompt"], row[name]) for row in rows if row["folder"] == folder]
             axes.plot(*zip(*points, strict=True), "o-", label=folder)
         axes.set(xscale="log", xlabel="tokens of the prompt", ylabel=name.replace("_", " "))
+        lengths = sorted({row["prompt"] for row in rows})
+        axes.set_xticks(lengths, labels=map(str, lengths))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
     return figure
