@@ -98,9 +98,8 @@ def main() -> None:
     for target in arguments.targets.split(","):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["NVFP4_TVM_CACHE"] = str(Path(folder) / "cache")
-            for row in measure(arguments.model, target, arguments.dtype, Path(folder)):
-                print(row, flush=True)
-                rows.append(row)
+            print(f"{arguments.model}, {target}", flush=True)
+            rows += measure(arguments.model, target, arguments.dtype, Path(folder))
     if arguments.json:
         write(arguments.json, rows, load_before=load)
 

@@ -125,12 +125,13 @@ def _kind(row: dict[str, Any]) -> tuple[str, str, str, bool]:
 
 
 def where(report: dict[str, Any]) -> str:
-    """Return the machine, the day, and how busy others kept it."""
+    """Return the machine, the day, and how busy it was before."""
     return f"{_machine(report)}, load average {report['load_before']} before"
 
 
 def _machine(report: dict[str, Any]) -> str:
-    return f"{report['cpu']}, {report['cores']} cores, {report['date']}"
+    cores = report["cores"]
+    return f"{report['cpu']}, {cores} core{'s' if cores > 1 else ''}, {report['date']}"
 
 
 def _figures(report: dict[str, Any], row: dict[str, Any], nbytes: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,14 +26,13 @@ from nvfp4_tvm.numerics import GROUP_SIZE, Arithmetic, Method
 from nvfp4_tvm.output_folder import output_folder, output_key
 from nvfp4_tvm.quantize_config import OutputFormat, copy_files, write_configs
 from nvfp4_tvm.quantizing import quantize
+from nvfp4_tvm.shared_amax import SharedAmax
 
 logger = logging.getLogger(__name__)
 
 # A linear layer of a decoder block: "model.layers.0.mlp.up_proj", "transformer.h.0.attn.c_attn".
 _IN_BLOCK = re.compile(r"(?:^|.*\.)(?:layers|h|blocks)\.\d+\.")
 _NOT_DECODER = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)")
-# Parts that serving engines fuse into one matrix, which then has one global scale.
-FUSED_PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,8 @@ def quantize_checkpoint(
         )
     infos = sorted((checkpoint.tensor_info(n) for n in checkpoint.names()), key=lambda t: (t.file, t.begin))
     chosen, kept = _choose(checkpoint, exclude)
-    groups = fused_groups(chosen) if share_global_scales else {}
+    weights = {module: f"{module}.weight" for module in chosen}
+    amax = SharedAmax(weights, checkpoint.tensor, checkpoint.release, share=share_global_scales)
 
     naming = _NAMING[format]
     specs: dict[str, tuple[Any, tuple[int, ...]]] = {}
@@ -168,7 +168,7 @@ def quantize_checkpoint(
             specs[info.name] = (_numpy_dtype(info), info.shape)
 
     total, done = sum(t.nbytes for t in infos), 0
-    step = _Quantizer(checkpoint, groups, naming, method)
+    step = _Quantizer(checkpoint, amax, naming, method)
     key = output_key(
         source=checkpoint.fingerprint(),
         specs={name: (str(np.dtype(dtype)), shape) for name, (dtype, shape) in specs.items()},
@@ -253,31 +253,17 @@ def _choose(checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[set[str], s
     return chosen, kept
 
 
-def fused_groups(chosen: set[str]) -> dict[str, tuple[str, ...]]:
-    """Map each module that is part of a fused layer to all parts of it that are quantized."""
-    groups = {}
-    for module in chosen:
-        parent, _, last = module.rpartition(".")
-        for parts in FUSED_PARTS:
-            if last in parts:
-                groups[module] = tuple(m for p in parts if (m := f"{parent}.{p}") in chosen)
-    return groups
-
-
 class _Quantizer:
     """Writes quantized weights, one at a time.
 
     Parameters
     ----------
-    groups : mapping
-        Module to all modules that share its global scale; a module that is missing has its own.
+    amax : SharedAmax
+        Decides over global scales.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, groups: Mapping[str, tuple[str, ...]], naming: _Naming, method: Method
-    ):
-        self._checkpoint, self._groups, self._naming, self._method = checkpoint, groups, naming, method
-        self._amaxes: dict[str, np.float32] = {}
+    def __init__(self, checkpoint: Checkpoint, amax: SharedAmax, naming: _Naming, method: Method):
+        self._checkpoint, self._amax, self._naming, self._method = checkpoint, amax, naming, method
         self._buffers = Buffers()
 
     def write(self, module: str, writer: SafetensorsWriter) -> None:
@@ -287,8 +273,7 @@ class _Quantizer:
         missing = [each for each in names if not writer.resumed(each)]
         if not missing:
             return
-        group = self._groups.get(module, (module,))
-        shared = max(self._amax(part, keep=part == module) for part in group)
+        shared = self._amax(module)
         stored = numerics.global_scale_from_amax(
             shared, method=self._method, arithmetic=naming.arithmetic, name=name
         )
@@ -305,12 +290,3 @@ class _Quantizer:
         for each, array in zip(names, arrays, strict=True):
             if each in missing:
                 writer.write(each, array)
-
-    def _amax(self, module: str, *, keep: bool) -> np.float32:
-        """Return the largest magnitude of a module's weight; ``keep`` its pages, which are needed next."""
-        if module not in self._amaxes:
-            name = f"{module}.weight"
-            self._amaxes[module] = numerics.amax(self._checkpoint.tensor(name), name=name)
-            if not keep:
-                self._checkpoint.release(name)
-        return self._amaxes[module]

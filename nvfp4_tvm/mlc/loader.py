@@ -21,8 +21,8 @@ from nvfp4_tvm.checkpoint.base import PLAIN_FORMATS, open_checkpoint
 from nvfp4_tvm.errors import CheckpointError
 from nvfp4_tvm.mlc.pack import pack_rows, quantize_parts
 from nvfp4_tvm.mlc.rows import source_rows
-from nvfp4_tvm.quantize import fused_groups
-from nvfp4_tvm.scaling import amax, is_finite
+from nvfp4_tvm.scaling import is_finite
+from nvfp4_tvm.shared_amax import SharedAmax
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +96,13 @@ class PackedLoader:
         self.stats = Stats()
         self._mapping = mapping
         self._checkpoint = open_checkpoint(path if path.is_dir() else path.parent)
-        self._weights = {
+        weights = {
             module: tensor
             for source in mapping.packed.values()
             for module, tensor in zip(source.modules, source.tensors, strict=True)
         }
         #: As in a checkpoint that `nvfp4_tvm.quantize` writes: whether or not the model fuses these layers.
-        self._groups = fused_groups(set(self._weights))
-        self._amaxes: dict[str, np.float32] = {}
+        self._shared = SharedAmax(weights, self._plain_tensor, self._checkpoint.release)
         self._is_quantized = any(map(self._checkpoint.is_quantized, self._checkpoint.module_names()))
         self._check_names()
 
@@ -189,18 +188,7 @@ class PackedLoader:
             return quantize_array(np.asarray(source.function(*parts)), weight)
         flat = [part.reshape(-1, part.shape[-1]) for part in parts]
         weights = dict(zip(source.modules, flat, strict=True))
-        for module, part in weights.items():
-            self._amaxes[module] = amax(part, name=module)
-        return pack_rows(quantize_parts(weights, self._shared_amax), rows)
-
-    def _shared_amax(self, module: str) -> np.float32:
-        """Return the largest magnitude of a weight and of those whose global scale it shares."""
-        for part in self._groups.get(module, (module,)):
-            if part not in self._amaxes:
-                weight = self._plain_tensor(self._weights[part])
-                self._amaxes[part] = amax(weight.reshape(-1, weight.shape[-1]), name=part)
-                self._checkpoint.release(self._weights[part])
-        return max(self._amaxes[part] for part in self._groups.get(module, (module,)))
+        return pack_rows(quantize_parts(weights, self._shared), rows)
 
     def _check_names(self) -> None:
         mapping, names = self._mapping, set(self._checkpoint.names())

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from nvfp4_tvm import layout, numerics, packing
+from nvfp4_tvm import layout, packing
 from nvfp4_tvm.checkpoint.base import NVFP4Tensor
-from nvfp4_tvm.quantize import fused_groups
 from nvfp4_tvm.quantizing import quantize
 from nvfp4_tvm.scaling import Arithmetic, global_scale_from_amax
+from nvfp4_tvm.shared_amax import SharedAmax
 
 #: Whose order of float32 operations weights are quantized in on the way: that of `nvfp4-tvm quantize`.
 ARITHMETIC: Arithmetic = "compressed-tensors"
 
 
-def quantize_parts(
-    weights: dict[str, np.ndarray], shared: Callable[[str], np.float32] | None = None
-) -> list[NVFP4Tensor]:
+def quantize_parts(weights: dict[str, np.ndarray], shared: SharedAmax | None = None) -> list[NVFP4Tensor]:
     """Quantize the parts of one layer, as `nvfp4_tvm.quantize.quantize_checkpoint` quantizes them in a checkpoint.
 
     Parameters
     ----------
     weights : dict of str to numpy.ndarray
         By module of the checkpoint, ``[N, K]`` each.
-    shared : callable, optional
-        Returns the largest magnitude that decides a module's global scale. By default that of the weights that are
-        fused with it, of those given: q, k, v share a global scale, and so do gate, up.
+    shared : SharedAmax, optional
+        Decides over global scales. By default those of the weights given share one that are fused: q, k, v, and
+        gate, up.
 
     Raises
     ------
     NVFP4Error
         If a weight cannot be quantized; the message names it.
     """
-    shared = shared or _shared_amax(weights)
+    shared = shared or SharedAmax({module: module for module in weights}, weights.__getitem__)
     tensors = []
     for module, weight in weights.items():
         decisive = shared(module)
@@ -42,12 +40,6 @@ def quantize_parts(
         codes, scales = quantize(np.ascontiguousarray(weight), decisive, arithmetic=ARITHMETIC, name=module)
         tensors.append(NVFP4Tensor(module, codes, scales, np.float32(1) / stored))
     return tensors
-
-
-def _shared_amax(weights: dict[str, np.ndarray]) -> Callable[[str], np.float32]:
-    groups = fused_groups(set(weights))
-    largest = {module: numerics.amax(weight, name=module) for module, weight in weights.items()}
-    return lambda module: max(largest[part] for part in groups.get(module, (module,)))
 
 
 def pack_rows(tensors: Sequence[NVFP4Tensor], rows: np.ndarray) -> list[np.ndarray]:
