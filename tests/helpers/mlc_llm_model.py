@@ -2,6 +2,7 @@
 
 `MLC_LLM_SOURCE` names a checkout of mlc-llm. `MLC_LLM_SHIM` names a script that runs the checkout's Python on the
 TVM of this environment (``SHIM --mlc CHECKOUT/python SUBCOMMAND ...``); without it, ``python -m mlc_llm`` does.
+The engine is in mlc_llm_engine.py.
 """
 
 import json
@@ -29,20 +30,25 @@ def revision() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def command_line():
+    """Return how a command line of MLC-LLM begins, and the environment for it."""
+    python = str(Path(SOURCE) / "python")
+    command = [sys.executable, SHIM, "--mlc", python] if SHIM else [sys.executable, "-m", "mlc_llm"]
+    path = os.pathsep.join(filter(None, (python, os.environ.get("PYTHONPATH"))))
+    return command, {**os.environ, "PYTHONPATH": path}
+
+
 def mlc_llm(*arguments, env=None, check=True, serial=False):
     """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text.
 
     ``serial`` is for models that it does not compile for the CPU otherwise (mlc_llm_serial.py).
     """
-    python = str(Path(SOURCE) / "python")
-    command = [sys.executable, SHIM, "--mlc", python] if SHIM else [sys.executable, "-m", "mlc_llm"]
+    command, environment = command_line()
     if serial:
         command = [sys.executable, str(Path(__file__).with_name("mlc_llm_serial.py"))]
-    path = os.pathsep.join(filter(None, (python, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [*command, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, **(env or {})}, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, *map(str, arguments)], env=environment | (env or {}), capture_output=True, text=True
+    )
     if check and done.returncode:
         raise RuntimeError(f"mlc_llm {arguments[0]}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done
@@ -62,10 +68,10 @@ def convert(checkpoint, out, quantization, *, env=None):
     )
 
 
-def compile(out, *options, serial=False):
-    """Run compile for the CPU, and return the library."""
+def compile(out, *options, device="cpu:0", serial=False):
+    """Run compile, by default for the CPU, and return the library."""
     library = Path(out) / "lib.so"
-    mlc_llm("compile", out, "--device", "cpu:0", "-o", library, *options, serial=serial)
+    mlc_llm("compile", out, "--device", device, "-o", library, *options, serial=serial)
     return library
 
 
@@ -84,33 +90,36 @@ def read_parameters(folder):
 
 
 class CompiledModel:
-    """A compiled library on the CPU with its parameters.
+    """A compiled library on a device, ``cpu`` or ``cuda``, with its parameters.
 
     ``sliding`` says whether its KV cache supports sliding windows, where the model has one: as MLC-LLM's engine
     makes it by default. Without, texts up to the window give the same logits.
     """
 
-    def __init__(self, library, parameters, *, sliding=True):
+    def __init__(self, library, parameters, *, sliding=True, device="cpu"):
         import tvm
         from tvm import relax
 
-        self._tvm, self._device = tvm, tvm.cpu()
+        self._tvm, self._device = tvm, tvm.device(device)
         self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), self._device)
         self.metadata = json.loads(self._vm["_metadata"]())
         names = [parameter["name"] for parameter in self.metadata["params"]]
         assert sorted(names) == sorted(parameters)
-        self._parameters = [tvm.runtime.tensor(np.ascontiguousarray(parameters[name])) for name in names]
+        self._parameters = [self._tensor(np.ascontiguousarray(parameters[name])) for name in names]
         self.window, chunk = self.metadata["sliding_window_size"], self.metadata["prefill_chunk_size"]
         self.sliding = sliding and self.window > 0
         shapes = [1], [chunk], [chunk], [16], [int(self.sliding)]
         self._cache = self._vm["create_tir_paged_kv_cache"](*map(tvm.runtime.ShapeTuple, shapes))
+
+    def _tensor(self, array):
+        return self._tvm.runtime.tensor(array, self._device)
 
     def _state(self, name, *arguments):
         return self._tvm.get_global_func(f"vm.builtin.{name}")(self._cache, *arguments)
 
     def _forward(self, function, tokens, shape, *arguments):
         shape_of, parameters = self._tvm.runtime.ShapeTuple, self._parameters
-        embedded = self._vm["embed"](self._tvm.runtime.tensor(np.asarray(tokens, np.int32)), parameters)
+        embedded = self._vm["embed"](self._tensor(np.asarray(tokens, np.int32)), parameters)
         reshape = self._tvm.get_global_func("vm.builtin.reshape")
         embedded = reshape(embedded, shape_of([*shape, embedded.shape[-1]]))
         self._state("kv_state_begin_forward", shape_of([0]), shape_of([len(tokens)]))
@@ -124,7 +133,7 @@ class CompiledModel:
         self._state("kv_state_add_sequence", 0)
         if self.sliding:
             self._state("attention_kv_cache_enable_sliding_window_for_seq", 0, self.window, 0)
-        last = self._tvm.runtime.tensor(np.array([len(prompt) - 1], np.int32))
+        last = self._tensor(np.array([len(prompt) - 1], np.int32))
         prefill, decode = ("batch_prefill", "batch_decode") if batch else ("prefill", "decode")
         extra = (last,) if batch else ()
         rows = [self._forward(prefill, prompt, (1, len(prompt)), *extra)]

@@ -83,11 +83,16 @@ def forced_steps(model, prompt, tokens, dtype):
     return reference_logits(rounded, [*prompt, *tokens[:-1]])[len(prompt) - 1 :]
 
 
-def clear_steps(model, length, steps, margin=0.05):
+def clear_steps(model, length, steps, margin=0.05, draw=None):
     """Decode greedily from a prompt that leaves no choice to rounding.
 
     Random models have near ties, which 16-bit activations decide either way: the best token of every step is ahead
     of the next by at least ``margin`` times the root mean square of the logits.
+
+    Parameters
+    ----------
+    draw : callable, optional
+        Returns a prompt of about ``length`` tokens, drawn from a NumPy generator; by default any tokens.
 
     Returns
     -------
@@ -96,7 +101,11 @@ def clear_steps(model, length, steps, margin=0.05):
         As `reference_steps`.
     """
     for seed in range(100):
-        prompt = np.random.default_rng(seed).integers(3, model.config.vocab_size, length).tolist()
+        generator = np.random.default_rng(seed)
+        if draw is None:
+            prompt = generator.integers(3, model.config.vocab_size, length).tolist()
+        else:
+            prompt = draw(generator, length)
         tokens, logits = reference_steps(model, prompt, steps)
         best = np.sort(logits, axis=-1)[:, -2:]
         if ((best[:, 1] - best[:, 0]) > margin * np.sqrt((logits**2).mean(-1))).all():
