@@ -10,20 +10,19 @@ import time
 
 import mlc_llm_engine
 import mlc_llm_model
-import numpy as np
 import pytest
 from ascii_tokenizer import write_tokenizer
 from make_checkpoints import make_compressed_tensors, make_modelopt
-from reference import clear_steps, reference_model
+from reference import reference_model
 
-from benchmarks import verify_mlc
+from benchmarks import verify_mlc, verify_mlc_engine
 
 pytestmark = [
     pytest.mark.skipif(bool(mlc_llm_engine.missing()), reason=str(mlc_llm_engine.missing())),
     pytest.mark.slow,
     pytest.mark.timeout(1800),
 ]
-STEPS = 12
+STEPS = verify_mlc_engine.STEPS
 BOS = 1
 
 
@@ -41,16 +40,7 @@ class Model:
 
     def greedy(self, count=1, first=()):
         """Return texts, none of which leaves a choice to rounding, and what greedy decoding says to each."""
-        found = {}
-        for index in range(count):
-
-            def draw(generator, length, index=index):
-                text = self.tokenizer.decode(np.roll(generator.integers(3, 512, length), index).tolist())
-                return [*first, *self.tokenizer.encode(text.strip()).ids]
-
-            prompt, tokens, _ = clear_steps(self.reference, 16 + 3 * index, STEPS, draw=draw)
-            found[self.tokenizer.decode(prompt)] = self.tokenizer.decode(tokens)
-        return found
+        return verify_mlc_engine.clear_texts(self.reference, self.tokenizer, count, first)
 
 
 @pytest.fixture(scope="module")
