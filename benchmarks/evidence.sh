@@ -14,6 +14,7 @@
 #   LIMIT            seconds a step may take (default: 300)
 #   ARCH             whose shipped records `tune` completes, all GPUs at once, and `gain` measures (default: sm_90)
 #   FOLDERS          compiled folders for `e2e`
+#   DEVICES          for `gain` (default: cuda; several: cuda:0,cuda:1)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -84,7 +85,8 @@ for name in "${@:-build compile_accuracy peers accuracy sanitize tests}"; do
         step tune bash -c tune
         ;;
       gain)
-        step gain python3 -m benchmarks.tuning_gain "$RECORDS" -o "$OUT/tuning_gain_h200.json"
+        step gain python3 -m benchmarks.tuning_gain "$RECORDS" --device "${DEVICES:-cuda}" --jobs "$JOBS" \
+          -o "$OUT/tuning_gain_h200.json"
         ;;
       gemm)
         step gemm python3 -m benchmarks.gemm --shapes all --rows "$ROWS" -o "$OUT/gemm_h200.json"

@@ -169,18 +169,17 @@ def main() -> int:
     ]
     torch.manual_seed(0)
     flops, bandwidth = mm_flops(), copy_bandwidth()
+    properties = torch.cuda.get_device_properties(0)
+    report = {"device": properties.name, "copy_bytes_per_s": bandwidth, "mm_flops": flops}
     rows: list[dict[str, Any]] = []
     for N, K in arguments.shapes:
-        rows += measure_shape(N, K, arguments.rows, contenders, bandwidth)
+        for row in measure_shape(N, K, arguments.rows, contenders, bandwidth):
+            rows.append(row | shares(row, bandwidth, flops) if row.get(f"{OURS}_us") is not None else row)
         torch.cuda.empty_cache()
-    for row in rows:
-        if row.get(f"{OURS}_us") is not None:
-            row |= shares(row, bandwidth, flops)
+        if arguments.output:  # what there is when time runs out is worth having
+            record.write(arguments.output, rows, **report)
     print(table(rows, [contender.name for contender in contenders]))
     if arguments.output:
-        properties = torch.cuda.get_device_properties(0)
-        report = {"device": properties.name, "copy_bytes_per_s": bandwidth, "mm_flops": flops}
-        record.write(arguments.output, rows, **report)
         gemm_plot.times({**record.environment(), **report, "rows": rows}).savefig(
             arguments.output.with_suffix(".png")
         )

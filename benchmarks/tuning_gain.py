@@ -11,7 +11,7 @@ For every shape of a database of ``nvfp4-tvm tune`` (or ``--shapes``) and M:
 
 All three are measured here, one after the other, twice in turns, and the lesser figure counts: every kernel is
 checked against float64 first, weights are cold, launches are in one CUDA graph. Kernels that are one and the same
-get one figure.
+get one figure. Several devices (``--device cuda:0,cuda:1``) take the shapes in turn, each shape on one of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Any
 
 from benchmarks import record
@@ -73,20 +76,28 @@ def measure(runner: Runner, builder: Builder | None, trials: Sequence[Trial]) ->
     return best
 
 
-def compare(
-    problem: MatmulProblem, rows: Sequence[int], database: Database, runner: Runner, builder: Builder | None
-) -> list[Row]:
-    """Return a row for every M of one shape."""
-    arch = runner.device.arch
+def planned(
+    problem: MatmulProblem, rows: Sequence[int], database: Database, arch: str
+) -> dict[int, dict[str, Trial]]:
+    """Return what is to be measured of one shape, by M and way."""
     sources = {
         "tuned": database,
         "default": Database(),
         "untuned": without(database, problem.N, problem.K),
     }
-    found = []
+    plan: dict[int, dict[str, Trial]] = {}
     for M in rows:
         kernels = {way: chosen(problem, M, source, arch) for way, source in sources.items()}
-        trials = {way: Trial(problem, c, M, 1) for way, c in kernels.items() if c is not None}
+        plan[M] = {way: Trial(problem, c, M, 1) for way, c in kernels.items() if c is not None}
+    return plan
+
+
+def compare(
+    problem: MatmulProblem, rows: Sequence[int], database: Database, runner: Runner, builder: Builder | None
+) -> list[Row]:
+    """Return a row for every M of one shape."""
+    found = []
+    for M, trials in planned(problem, rows, database, runner.device.arch).items():
         outcomes = measure(runner, builder, list(dict.fromkeys(trials.values())))
         row: Row = {"shape": f"{problem.N}x{problem.K}", "N": problem.N, "K": problem.K, "M": M}
         for way, trial in trials.items():
@@ -95,6 +106,47 @@ def compare(
             row["floor_us"] = outcomes[trial].floor_us
         found.append(row)
     return found
+
+
+def compare_all(
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    database: Database,
+    runners: Sequence[Runner],
+    builder: Builder | None,
+    output: Path | None,
+) -> list[Row]:
+    """Return the rows of all shapes, in their order; written as far as they are there after every shape."""
+    device = runners[0].device
+    waiting: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    for N, K in shapes:
+        waiting.put((N, K))
+        if builder is not None:  # in this order, while others are measured
+            for trials in planned(MatmulProblem(N, K), rows, database, device.arch).values():
+                for trial in trials.values():
+                    builder.submit(trial.build(get_arch(device.arch)))
+    found: dict[tuple[int, int], list[Row]] = {}
+    writing = Lock()
+
+    def work(runner: Runner) -> None:
+        while True:
+            try:
+                N, K = waiting.get_nowait()
+            except Empty:
+                return
+            done = compare(MatmulProblem(N, K), rows, database, runner, builder)
+            with writing:
+                found[N, K] = done
+                if output:
+                    ordered = [row for shape in shapes if shape in found for row in found[shape]]
+                    record.write(
+                        output, ordered, device=device.name, source=device.source, devices=len(runners)
+                    )
+
+    with ThreadPoolExecutor(len(runners)) as pool:
+        for done in [pool.submit(work, runner) for runner in runners]:
+            done.result()
+    return [row for shape in shapes for row in found[shape]]
 
 
 def ratios(rows: Sequence[Row], above: str, below: str) -> list[float]:
@@ -125,22 +177,19 @@ def main() -> int:
     parser.add_argument("database", type=Path, help="of nvfp4-tvm tune")
     parser.add_argument("--shapes", type=parse_shapes, help="NxK or names; default: all of the database")
     parser.add_argument("--rows", type=parse_rows, default=list(ROWS), help="M")
-    parser.add_argument("--device", default="cuda", help="as nvfp4-tvm tune takes it")
+    parser.add_argument("--device", default="cuda", help="as nvfp4-tvm tune takes it; several: cuda:0,cuda:1")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("-o", "--output", type=Path, help="JSON")
     arguments = parser.parse_args()
     database = Database.read(arguments.database)
     shapes = arguments.shapes or list(dict.fromkeys((r.N, r.K) for r in database.records))
-    runner = make_runner(arguments.device)
-    builder = Builder(runner.device.arch, arguments.jobs) if runner.compiles else None
-    rows: list[Row] = []
+    runners = [make_runner(device) for device in arguments.device.split(",")]
+    builder = Builder(runners[0].device.arch, arguments.jobs) if runners[0].compiles else None
     try:
-        for N, K in shapes:
-            rows += compare(MatmulProblem(N, K), arguments.rows, database, runner, builder)
-            if arguments.output:
-                record.write(arguments.output, rows, device=runner.device.name, source=runner.device.source)
+        rows = compare_all(shapes, arguments.rows, database, runners, builder, arguments.output)
     finally:
-        runner.close()
+        for runner in runners:
+            runner.close()
         if builder is not None:
             builder.close()
     print(table(rows))

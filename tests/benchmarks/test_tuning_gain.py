@@ -2,6 +2,7 @@ import json
 import sys
 
 import benchmark_modules  # noqa: F401
+import pytest
 from simulated_runner import SimulatedRunner
 from tuning_records import record
 
@@ -62,6 +63,34 @@ def test_wrong_kernels_end_the_program_with_1(tmp_path, monkeypatch):
     assert tuning_gain.main() == 1
     written = json.loads((tmp_path / "o").read_text())
     assert written["rows"][0]["error"].startswith("wrong") and written["source"] == "measured"
+
+
+def test_several_devices_share_the_shapes(tmp_path):
+    class Counting(SimulatedRunner):
+        def run(self, trials, library):
+            shapes.update((trial.problem.N, trial.problem.K, id(self)) for trial in trials)
+            return super().run(trials, library)
+
+    shapes, file = set(), tmp_path / "o"
+    wanted = [(4096, 4096), (4096, 5120), (5120, 4096), (6144, 4096)]
+    runners = [Counting(ARCHS["sm_90"]) for _ in range(2)]
+    rows = tuning_gain.compare_all(wanted, [4], DATABASE, runners, None, file)
+    assert [(row["N"], row["K"]) for row in rows] == wanted
+    written = json.loads(file.read_text())
+    assert written["rows"] == rows and written["devices"] == 2
+    assert len(shapes) == len(wanted)  # each on one of them
+    alone = tuning_gain.compare_all(wanted, [4], DATABASE, runners[:1], None, None)
+    assert alone == rows
+
+
+def test_what_fails_on_a_device_ends_the_run():
+    class Broken(SimulatedRunner):
+        def run(self, trials, library):
+            raise RuntimeError("the device is gone")
+
+    runners = [SimulatedRunner(ARCHS["sm_90"]), Broken(ARCHS["sm_90"])]
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        tuning_gain.compare_all([(4096, 4096)] * 2 + [(4096, 5120)] * 60, [4], DATABASE, runners, None, None)
 
 
 def test_ratios_need_both_figures():
