@@ -202,8 +202,9 @@ def compare(case: Case, device: str = "cpu") -> Row:
 
 
 def prepare(folder: Path, models: list[str], quantizations: tuple[str, ...], target: str) -> None:
-    """Make the cases of some models in a folder, for `prepared` to read in a copy of it."""
-    index = []
+    """Make the cases of some models in a folder, beside those of others, for `prepared` to read in a copy of it."""
+    known = json.loads((folder / INDEX).read_text())["cases"] if (folder / INDEX).exists() else []
+    index = [case for case in known if case["model"] not in models]
     for model in models:
         for case in cases(folder, model, quantizations, target):
             paths = {name: str(getattr(case, name).relative_to(folder)) for name in ("library", "out")}

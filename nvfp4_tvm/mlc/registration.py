@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,28 @@ def _quantize(create: Any, source: Any, model_config: Any, quantization: Any) ->
 
     sources = None
     if record_of(model_config) is not None:
-        sources = source(model_config, quantization).param_map
+        with without_external_modules():
+            sources = source(model_config, quantization).param_map
     model, _ = create(model_config, quantization)
     quant_map = QuantizeMapping({}, {})
     return quantize_model(quantization, model, quant_map, "", model_config, sources), quant_map
+
+
+@contextmanager
+def without_external_modules() -> Iterator[None]:
+    """Turn off the external kernels that `compile` turned on, as they are off while weights are converted.
+
+    A model's loader traces the unquantized model for the names of its parameters. With CUTLASS, on sm_90a, that of
+    a mixture in bfloat16 calls CUTLASS's grouped GEMM with offsets that it refuses.
+    """
+    from mlc_llm.op import extern
+
+    enabled = extern.STORE
+    extern.STORE = type(enabled)()
+    try:
+        yield
+    finally:
+        extern.STORE = enabled
 
 
 def _source(model: Any, original: Any, model_config: Any, quantization: Any) -> Any:

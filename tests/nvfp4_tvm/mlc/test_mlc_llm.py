@@ -247,3 +247,11 @@ def test_experts_of_every_format_compute_what_transformers_do(model, tmp_path):
     for row in rows:
         assert min(row["cosine_prefill"], row["cosine_decode_min"]) >= 0.9999, row
         assert row["greedy_equal"] == row["steps"] + 1, row
+
+
+@pytest.mark.parametrize("quantization", verify_mlc.QUANTIZATIONS)
+def test_a_mixture_that_is_nvfp4_compiles_for_cuda(quantization, tmp_path):
+    """Its layers are recorded, so that `compile` asks the model's loader, with CUTLASS turned on."""
+    checkpoint, _ = verify_mlc.make_checkpoint(tmp_path, "mixtral", "modelopt")
+    library = verify_mlc.build(checkpoint, tmp_path / "out", quantization, {}, True, "sm_90")
+    assert b"nvfp4_grouped_" in library.read_bytes()

@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+import pytest
+
 from nvfp4_tvm.mlc import registration
 from nvfp4_tvm.mlc.quantization import ENTRIES, KIND
 
@@ -52,3 +54,31 @@ def test_the_loader_of_other_mappings_is_theirs():
     mapping = SimpleNamespace(param_map={})
     assert module.LOADER[SOURCE](path="p", extern_param_map=mapping, quantize_param_map="q") == "theirs"
     assert calls == [{"path": "p", "extern_param_map": mapping, "quantize_param_map": "q"}]
+
+
+def test_external_kernels_are_off_within_and_on_again_after_an_error():
+    from mlc_llm.op import extern
+
+    enabled = extern.STORE = extern.ExternModuleStore(cutlass_group_gemm=True)
+    with pytest.raises(ValueError, match="inside"), registration.without_external_modules():
+        assert not extern.STORE.cutlass_group_gemm
+        raise ValueError("inside")
+    assert extern.STORE is enabled
+    extern.STORE = extern.ExternModuleStore()
+
+
+def test_a_model_is_asked_for_its_sources_without_external_kernels(monkeypatch):
+    """By `_quantize`, for a checkpoint whose layers are recorded."""
+    from mlc_llm.op import extern
+
+    seen = []
+
+    def source(_config, _quantization):
+        seen.append(extern.STORE.cutlass_group_gemm)
+        return SimpleNamespace(param_map={})
+
+    monkeypatch.setattr(extern, "STORE", extern.ExternModuleStore(cutlass_group_gemm=True))
+    monkeypatch.setattr("nvfp4_tvm.mlc.record.record_of", lambda _: object())
+    monkeypatch.setattr("nvfp4_tvm.mlc.mutator.quantize_model", lambda *arguments: arguments[-1])
+    model, _ = registration._quantize(lambda *_: ("model", None), source, "config", "quantization")
+    assert seen == [False] and model == {} and extern.STORE.cutlass_group_gemm
