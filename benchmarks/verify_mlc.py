@@ -202,7 +202,7 @@ def compare(case: Case, device: str = "cpu") -> Row:
 
 
 def prepare(folder: Path, models: list[str], quantizations: tuple[str, ...], target: str) -> None:
-    """Make the cases of some models in a folder, beside those of others, for `prepared` to read in a copy of it."""
+    """Make the cases of some models in a folder, beside those of others there, for `prepared` to read."""
     known = json.loads((folder / INDEX).read_text())["cases"] if (folder / INDEX).exists() else []
     index = [case for case in known if case["model"] not in models]
     for model in models:
