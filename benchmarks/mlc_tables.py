@@ -1,4 +1,4 @@
-"""Tables of the documentation about MLC-LLM: step times, where a prefill's time goes, how exact the logits are."""
+"""Tables of the documentation about MLC-LLM: step times, where a prefill's time goes, what agrees."""
 
 from __future__ import annotations
 
@@ -121,3 +121,69 @@ def summary(reports: Sequence[Report]) -> str:
             "MLC-LLM on PyPI's TVM, which has neither cuBLAS nor FlashInfer).\n"
         )
     return "".join(sentences)
+
+
+def _device(report: Report) -> str:
+    return f"{report['gpu'] or report['cpu']}, {report['date']}, MLC-LLM {report['mlc_llm'][:8]}"
+
+
+def agreement(reports: Sequence[Report]) -> str:
+    """Return a table for each target of the files that ``benchmarks/verify_mlc.py`` wrote."""
+    targets = dict.fromkeys(row.get("target", "cpu") for report in reports for row in report["rows"])
+    return "\n".join(_agreement(reports, target) for target in sorted(targets))
+
+
+def _agreement(reports: Sequence[Report], target: str) -> str:
+    of = [(report, row) for report in reports for row in report["rows"] if row.get("target", "cpu") == target]
+    lines = [
+        [
+            f"{row['model']}, {row['format']}",
+            f"`{row['quantization']}`",
+            f"{row['cosine_prefill']:.6f}",
+            f"{row['cosine_decode_min']:.6f}",
+            f"{row['cosine_transformers_min']:.6f}" if "cosine_transformers_min" in row else "",
+            f"{row['cosine_sliding_decode_min']:.6f}" if "cosine_sliding_decode_min" in row else "",
+            f"{row['greedy_equal']} of {row['steps'] + 1}",
+        ]
+        for _, row in of
+    ]
+    where = dict.fromkeys(_device(report) for report, _ in of)
+    steps = sorted({row["steps"] for _, row in of})
+    name = "the CPU" if target == "cpu" else target
+    return (
+        f"{'; '.join(where)}: logits of libraries for {name} beside transformers in float32 on the exactly "
+        f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
+        "cosine), the same of transformers itself in the quantization's 16-bit dtype, and equal greedy tokens. "
+        "Where layers have a sliding window, the KV cache is made without, and the cosine with one is in a "
+        "column of its own. Rows `q0f32` are MLC-LLM's own, unquantized.\n\n"
+        + markdown_table(
+            ["", "", "prefill", "decode", "transformers", "decode, sliding cache", "greedy tokens"], lines
+        )
+    )
+
+
+def engine(reports: Sequence[Report]) -> str:
+    """Return one table of all files that ``benchmarks/verify_mlc_engine.py`` wrote."""
+    lines = [
+        [
+            f"{row['model']}, {row['format']}",
+            f"`{row['quantization']}`",
+            "CPU" if row["target"] == "cpu" else row["target"],
+            str(row["shards"]),
+            *(
+                ["failed"] * 2
+                if "error" in row
+                else [f"{row[f'equal_{way}']} of {row['texts']}" for way in ("alone", "together")]
+            ),
+        ]
+        for report in reports
+        for row in report["rows"]
+    ]
+    tokens = sorted({row["tokens"] for report in reports for row in report["rows"] if "tokens" in row})
+    where = dict.fromkeys(_device(report) for report in reports)
+    return (
+        f"{'; '.join(where)}: `mlc_llm serve`, greedy, {', '.join(map(str, tokens))} tokens to each of several "
+        "texts; how many answers are letter by letter those of transformers in float32 on the exactly dequantized "
+        "weights, asked one after the other and all at once.\n\n"
+        + markdown_table(["", "", "target", "devices", "one by one", "at once"], lines)
+    )

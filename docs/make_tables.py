@@ -108,37 +108,6 @@ def agreement(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def mlc_agreement(reports: Sequence[dict[str, Any]]) -> str:
-    """Return one table of all files that ``benchmarks/verify_mlc.py`` wrote."""
-    rows = [
-        [
-            f"{row['model']}, {row['format']}",
-            f"`{row['quantization']}`",
-            f"{row['cosine_prefill']:.6f}",
-            f"{row['cosine_decode_min']:.6f}",
-            f"{row['cosine_transformers_min']:.6f}" if "cosine_transformers_min" in row else "",
-            f"{row['cosine_sliding_decode_min']:.6f}" if "cosine_sliding_decode_min" in row else "",
-            f"{row['greedy_equal']} of {row['steps'] + 1}",
-        ]
-        for report in reports
-        for row in report["rows"]
-    ]
-    where = dict.fromkeys(
-        f"{report['cpu']}, {report['date']}, MLC-LLM {report['mlc_llm'][:8]}" for report in reports
-    )
-    steps = sorted({row["steps"] for report in reports for row in report["rows"]})
-    return (
-        f"{'; '.join(where)}: logits of libraries for the CPU beside transformers in float32 on the exactly "
-        f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
-        "cosine), the same of transformers itself in the quantization's 16-bit dtype, and equal greedy tokens. "
-        "Where layers have a sliding window, the KV cache is made without, and the cosine with one is in a "
-        "column of its own. Rows `q0f32` are MLC-LLM's own, unquantized.\n\n"
-        + markdown_table(
-            ["", "", "prefill", "decode", "transformers", "decode, sliding cache", "greedy tokens"], rows
-        )
-    )
-
-
 def generation(reports: Sequence[dict[str, Any]]) -> str:
     """Return one table a file that ``benchmarks/e2e.py`` wrote."""
     parts = []
@@ -172,7 +141,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "quantize": ("quantize_*.json", quantize),
     "tuning_gain": ("tuning_gain_*.json", tuning_tables.gain),
     "tuning_records": ("tuning_records_*.json", tuning_tables.records),
-    "mlc_agreement": ("mlc_agreement_*.json", mlc_agreement),
+    "mlc_engine": ("mlc_engine_*.json", mlc_tables.engine),
+    "mlc_agreement": ("mlc_agreement_*.json", mlc_tables.agreement),
     "mlc_decode": ("mlc_decode_*.json", mlc_tables.decode),
     "mlc_summary": ("mlc_decode_*.json", mlc_tables.summary),
 }

@@ -78,3 +78,39 @@ def test_summary_has_the_factors_of_each_batch():
     assert (
         "as with `q4f16_1` and 2.5, 2.5 and 2.5 times as fast as with `q0f16` (Some GPU, 2026-01-02; " in text
     )
+
+
+def test_agreement():
+    row = {
+        "model": "llama", "format": "modelopt", "quantization": "nvfp4_skel", "steps": 8,
+        "cosine_prefill": 0.99998, "cosine_decode_min": 0.99991, "greedy_equal": 9,
+        "cosine_transformers_min": 0.9997,
+    }  # fmt: skip
+    report = {"gpu": None, "cpu": "A CPU", "date": "2026-01-02", "mlc_llm": "0123456789abcdef", "rows": [row]}
+    lines = mlc_tables.agreement([report]).splitlines()
+    assert lines[0].startswith("A CPU, 2026-01-02, MLC-LLM 01234567:") and "8 decode steps" in lines[0]
+    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 |  | 9 of 9 |"
+    other = {"gpu": "A GPU", "cpu": "A CPU", "date": "2026-01-03", "mlc_llm": "fedcba9876543210"}
+    other["rows"] = [{**row, "target": "sm_90", "cosine_sliding_decode_min": 0.5}]
+    first, second = mlc_tables.agreement([report, other]).split("\n\nA GPU, 2026-01-03, MLC-LLM fedcba98:")
+    assert first.splitlines()[-1] == lines[-1] and "for sm_90 beside" in second
+    assert "0.999700 | 0.500000 | 9 of 9 |" in second.splitlines()[-1]
+
+
+def test_engine():
+    row = {
+        "target": "sm_90",
+        "model": "llama",
+        "format": "modelopt",
+        "quantization": "nvfp4_skel",
+        "shards": 2,
+    }
+    good = {**row, "texts": 4, "tokens": 12, "equal_alone": 4, "equal_together": 3}
+    report = {"gpu": "A GPU", "cpu": "A CPU", "date": "2026-01-02", "mlc_llm": "0123456789abcdef"}
+    report["rows"] = [good, {**row, "error": "RuntimeError: no NCCL"}]
+    lines = mlc_tables.engine([report]).splitlines()
+    assert lines[0].startswith("A GPU, 2026-01-02, MLC-LLM 01234567: `mlc_llm serve`, greedy, 12 tokens")
+    assert lines[-2:] == [
+        "| llama, modelopt | `nvfp4_skel` | sm_90 | 2 | 4 of 4 | 3 of 4 |",
+        "| llama, modelopt | `nvfp4_skel` | sm_90 | 2 | failed | failed |",
+    ]

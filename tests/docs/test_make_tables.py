@@ -68,18 +68,6 @@ def test_agreement():
     assert lines[-2:] == ["| llama, cuda:sm_90, float16 | 0.9999995 | 1.0000000 | 15 of 16 |"] * 2
 
 
-def test_mlc_agreement():
-    row = {
-        "model": "llama", "format": "modelopt", "quantization": "nvfp4_skel", "steps": 8,
-        "cosine_prefill": 0.99998, "cosine_decode_min": 0.99991, "greedy_equal": 9,
-        "cosine_transformers_min": 0.9997,
-    }  # fmt: skip
-    report = {"cpu": "A CPU", "date": "2026-01-02", "mlc_llm": "0123456789abcdef", "rows": [row]}
-    lines = make_tables.mlc_agreement([report]).splitlines()
-    assert lines[0].startswith("A CPU, 2026-01-02, MLC-LLM 01234567:") and "8 decode steps" in lines[0]
-    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 |  | 9 of 9 |"
-
-
 def test_generation():
     row = {
         "folder": "8B-nvfp4", "prompt": 128, "tokens": 16, "first_token_ms": 812.34,
