@@ -1,7 +1,8 @@
 """Random parameters for a library of MLC-LLM, made on its device from a seed; every layer has its own.
 
-Of NVFP4 layers and of plain ones, the weight can be had once more as float32, for a recomputation. Standard
-deviation is that of a trained Llama's layers, about 0.02, so that activations keep to the range of 16-bit types.
+Of NVFP4 layers, of those of q4f16_1 and of plain ones, the weight can be had once more as float32, for a
+recomputation. Standard deviation is that of a trained Llama's layers, about 0.02, so that activations keep to the
+range of 16-bit types.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ STD = 0.02
 SCALE_BYTES = (0x30, 0x40)
 #: Root mean square of random E2M1 codes times random block scales of SCALE_BYTES.
 _RMS = 2.926 * 1.177
-#: Of a random 4-bit number less its offset 7: q4f16_1 (mlc_llm/quantization/group_quantization.py).
-_RMS_Q4 = 4.64
+#: q4f16_1 (mlc_llm/quantization/group_quantization.py): a weight is a number of -7 to 7 times its group's scale,
+#: stored plus 7, eight to a word, the first in the lowest bits. 15 is not used; with it weights would have a mean.
+_OFFSET_Q4, _IN_WORD, _GROUP_Q4 = 7, 8, 32
+#: Of a random one.
+_RMS_Q4 = 4.32
 PACKED = ("words", "scales", "global_scale")
 
 
@@ -76,11 +80,18 @@ class Weights:
         packed = pack(*self.canonical(layer), name=layer)
         return {field: getattr(packed, field) for field in PACKED}
 
+    def _q4(self, name: str) -> torch.Tensor:
+        """Return the numbers that the words of q4f16_1 hold, int32 ``[..., words, 8]``."""
+        return self._integers(name, 0, 2 * _OFFSET_Q4 + 1, (*self.shapes[name], _IN_WORD), torch.int32)
+
     def plain(self, name: str) -> torch.Tensor:
         """Return a parameter that is not packed."""
         shape, dtype = self.shapes[name], getattr(torch, self.dtypes[name])
         if dtype == torch.uint32:
-            words = self._integers(name, -(2**31), 2**31, shape, torch.int32)
+            numbers = self._q4(name)
+            words = numbers[..., 0].clone()
+            for index in range(1, _IN_WORD):
+                words |= numbers[..., index] << (4 * index)
             return words.view(torch.uint32)
         if name.endswith(".q_scale"):
             return torch.full(shape, STD / _RMS_Q4, dtype=dtype, device=self.device)
@@ -108,13 +119,17 @@ class Weights:
         Raises
         ------
         KeyError
-            For a layer that is neither NVFP4 nor plain.
+            For a layer that is neither NVFP4, q4f16_1 nor plain.
         """
         if f"{layer}.words" in self.shapes:
             from nvfp4_tvm.torch_ops import decode
 
             codes, scales, global_scale = self.canonical(layer)
             return decode(codes, scales).mul_(global_scale)
+        if f"{layer}.q_weight" in self.shapes:
+            numbers = self._q4(f"{layer}.q_weight").flatten(1) - _OFFSET_Q4
+            scales = self.plain(f"{layer}.q_scale").float()
+            return numbers * scales.repeat_interleave(_GROUP_Q4, 1)
         if f"{layer}.weight" not in self.shapes:
             raise KeyError(layer)
         return self.plain(f"{layer}.weight").float()

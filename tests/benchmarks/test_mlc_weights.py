@@ -51,6 +51,16 @@ def test_layers_differ_and_are_the_same_each_time(weights):
         assert np.array_equal(first.numpy(), third.numpy()) == constant, param["name"]
 
 
-def test_a_layer_of_another_quantization_has_no_float32(weights):
+def test_float32_of_q4f16_1_is_what_its_words_hold(weights):
+    arrays = {param["name"]: tensor.numpy() for param, tensor in zip(PARAMS, weights.tensors(), strict=True)}
+    words, scales = arrays["c.q_weight"], arrays["c.q_scale"].astype(np.float64)
+    numbers = np.stack([words >> 4 * i & 15 for i in range(8)], -1).reshape(32, 64).astype(int)
+    assert numbers.min() == 0 and numbers.max() == 14
+    expected = (numbers - 7) * scales.repeat(32, 1)
+    np.testing.assert_allclose(weights.float32("c").numpy(), expected, rtol=2**-23)
+    assert abs(expected.std() / STD - 1) < 0.05 and abs(expected.mean()) < 0.1 * STD
+
+
+def test_a_layer_that_is_not_there_has_no_float32(weights):
     with pytest.raises(KeyError):
-        weights.float32("c")
+        weights.float32("d")
