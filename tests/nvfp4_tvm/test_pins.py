@@ -53,6 +53,19 @@ def test_another_version_is_refused_by_name(monkeypatch, package, found):
     assert "\n" not in message
 
 
+def test_another_version_can_be_tried_and_is_warned_of(monkeypatch, caplog):
+    install(monkeypatch, {"apache-tvm-ffi": "0.1.13"})
+    monkeypatch.setenv(_pins.VARIABLE, "1")
+    _pins.check_versions()
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "apache-tvm-ffi is 0.1.13",
+        "apache-tvm is none",
+    ]
+    monkeypatch.setenv(_pins.VARIABLE, "0")
+    with pytest.raises(ImportError):
+        _pins.check_versions()
+
+
 def test_the_import_refuses_a_newer_ffi():
     script = """
 import importlib.metadata as metadata
