@@ -121,10 +121,6 @@ def compare_all(
     waiting: SimpleQueue[tuple[int, int]] = SimpleQueue()
     for N, K in shapes:
         waiting.put((N, K))
-        if builder is not None:  # in this order, while others are measured
-            for trials in planned(MatmulProblem(N, K), rows, database, device.arch).values():
-                for trial in trials.values():
-                    builder.submit(trial.build(get_arch(device.arch)))
     found: dict[tuple[int, int], list[Row]] = {}
     writing = Lock()
 
@@ -144,8 +140,16 @@ def compare_all(
                     )
 
     with ThreadPoolExecutor(len(runners)) as pool:
-        for done in [pool.submit(work, runner) for runner in runners]:
-            done.result()
+        working = [pool.submit(work, runner) for runner in runners]
+        for N, K in shapes:
+            if builder is None:
+                break
+            # Compile ahead, in their order
+            for trials in planned(MatmulProblem(N, K), rows, database, device.arch).values():
+                for trial in trials.values():
+                    builder.submit(trial.build(get_arch(device.arch)))
+        for one in working:
+            one.result()
     return [row for shape in shapes for row in found[shape]]
 
 
