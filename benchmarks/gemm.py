@@ -77,6 +77,11 @@ def shares(row: dict[str, Any], bandwidth: float, flops: float) -> dict[str, flo
     }
 
 
+def refusal(problem: Exception) -> str:
+    """Return what stands in the place of an error of a contender that refuses."""
+    return f"{type(problem).__name__}: {str(problem)[:120]}"
+
+
 def measure(
     contender: Contender, weights: Sequence[Any], a: torch.Tensor, out: torch.Tensor, exact: torch.Tensor
 ) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def measure(
         warm = time_launches([lambda: contender.run(a, weights[0], out)] * len(weights), BUDGET)
         figures = {"": cold, "_warm": warm, "_latency": latency_us(contender, a, weights[0], out)}
     except Exception as problem:  # what refuses a case is part of the table
-        return {f"{name}_us": None, f"{name}_err": f"{type(problem).__name__}: {str(problem)[:120]}"}
+        return {f"{name}_us": None, f"{name}_err": refusal(problem)}
     timed = {f"{name}{kind}_us": round(value, 2) for kind, value in figures.items()}
     return {**timed, f"{name}_err": round(error, 6)}
 
@@ -108,13 +113,15 @@ def measure_shape(
         (torch.rand(N, K // 16, device="cuda") * 200 + 16).to(torch.float8_e4m3fn) for _ in range(count)
     ]
     exact = dequantize(packed[0], scales[0], _GLOBAL_SCALE).double()
-    weights = {
-        contender.name: [
-            contender.prepare(codes, scale, _GLOBAL_SCALE)
-            for codes, scale in zip(packed, scales, strict=True)
-        ]
-        for contender in contenders
-    }
+    weights: dict[str, list[Any] | str] = {}
+    for contender in contenders:
+        try:
+            weights[contender.name] = [
+                contender.prepare(codes, scale, _GLOBAL_SCALE)
+                for codes, scale in zip(packed, scales, strict=True)
+            ]
+        except Exception as problem:  # the others are worth having
+            weights[contender.name] = refusal(problem)
     found = []
     for M in rows:
         a = torch.randn(M, K, device="cuda").bfloat16()
@@ -123,7 +130,11 @@ def measure_shape(
         row: dict[str, Any] = {"shape": f"{N}x{K}", "N": N, "K": K, "M": M}
         row["floor_us"] = round(floor_us(N, K, M, bandwidth), 2)
         for contender in contenders:
-            row |= measure(contender, weights[contender.name], a, out, reference)
+            prepared = weights[contender.name]
+            if isinstance(prepared, str):
+                row |= {f"{contender.name}_us": None, f"{contender.name}_err": prepared}
+            else:
+                row |= measure(contender, prepared, a, out, reference)
         found.append(row)
     return found
 

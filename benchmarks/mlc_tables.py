@@ -12,7 +12,11 @@ Row = dict[str, Any]
 
 BATCHES = (1, 16, 64)
 #: What the rows are besides what ``--quantization NAME`` gives; none is measured without its name here.
-NOTES = {"nvfp4_skel_head": ", NVFP4 head", "nvfp4_skel_no_graph": ", no CUDA graphs"}
+NOTES = {
+    "nvfp4_skel_head": ", NVFP4 head",
+    "nvfp4_skel_f16_head": ", NVFP4 head",
+    "nvfp4_skel_no_graph": ", no CUDA graphs",
+}
 #: The row of nvfp4_skel whose head is quantized, as that of q4f16_1 is.
 OURS = "nvfp4_skel_head"
 
@@ -134,7 +138,12 @@ def agreement(reports: Sequence[Report]) -> str:
 
 
 def _agreement(reports: Sequence[Report], target: str) -> str:
-    of = [(report, row) for report in reports for row in report["rows"] if row.get("target", "cpu") == target]
+    of = [
+        (report, row)
+        for report in reports
+        for row in report["rows"]
+        if row.get("target", "cpu") == target and "error" not in row
+    ]
     lines = [
         [
             f"{row['model']}, {row['format']}",

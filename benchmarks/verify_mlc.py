@@ -267,7 +267,11 @@ def main() -> None:
         found, commit = prepared(arguments.run)
         for case in found:
             if case.model in models and case.quantization in (*quantizations, UNQUANTIZED):
-                keep(compare(case, "cpu" if case.target == "cpu" else "cuda"), commit)
+                device = "cpu" if case.target == "cpu" else "cuda"
+                try:
+                    keep(compare(case, device), commit)
+                except Exception as error:  # the other cases are worth having
+                    keep({**case.key, "error": f"{type(error).__name__}: {error}"[:2000]}, commit)
         return None
     with tempfile.TemporaryDirectory() as temporary:
         for model in models:

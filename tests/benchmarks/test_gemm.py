@@ -51,6 +51,23 @@ def test_what_is_wrong_or_refuses_has_no_time(operands):
     assert figures["fake_us"] is None and "Error" in figures["fake_err"]
 
 
+def test_a_contender_that_cannot_prepare_leaves_the_others(operands, monkeypatch):
+    class Unable(Fake):
+        def prepare(self, *_):
+            raise PermissionError("its compiler")
+
+    class Properties:
+        L2_cache_size = 1
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    for name in ("randint", "rand", "randn", "empty"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, make=make, device=None, **k: make(*a, **k))
+    (row,) = gemm.measure_shape(32, 48, [3], [Unable("unable"), Fake()], 1e12)
+    assert row["unable_us"] is None and row["unable_err"] == "PermissionError: its compiler"
+    assert row["fake_us"] == 5.0
+
+
 def test_table_and_shares():
     row = {"shape": "32x48", "N": 32, "K": 48, "M": 3, "floor_us": 1.0, "nvfp4_tvm_us": 2.0, "b_us": None}
     row |= {"nvfp4_tvm_warm_us": 1.5, "nvfp4_tvm_latency_us": 9.0}

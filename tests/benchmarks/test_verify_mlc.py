@@ -126,6 +126,26 @@ def test_what_is_prepared_is_run_elsewhere(mlc, model, monkeypatch, tmp_path):
     assert loaded[1][1] == "llama-compressed-tensors-nvfp4_skel"
 
 
+def test_a_library_that_does_not_run_leaves_the_other_rows(monkeypatch, tmp_path):
+    cases = [
+        verify_mlc.Case("sm_90", model, "bf16", "q0f32", tmp_path, tmp_path, [], [], np.zeros(1))
+        for model in ("llama", "phi3")
+    ]
+
+    def compare(case, device):
+        if case.model == "llama":
+            raise RuntimeError("does not load")
+        return {**case.key, "device": device}
+
+    monkeypatch.setattr(verify_mlc, "prepared", lambda _: (cases, "0123"))
+    monkeypatch.setattr(verify_mlc, "compare", compare)
+    file = tmp_path / "out.json"
+    monkeypatch.setattr("sys.argv", ["verify_mlc", "--run", str(tmp_path), "--json", str(file)])
+    verify_mlc.main()
+    first, second = json.loads(file.read_text())["rows"]
+    assert first["error"] == "RuntimeError: does not load" and second["device"] == "cuda"
+
+
 @pytest.mark.parametrize(
     "arguments, why",
     [(["--prepare"], "--folder says where"), (["--target", "sm_90"], "here with --prepare")],
