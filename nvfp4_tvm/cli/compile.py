@@ -36,6 +36,7 @@ def compile_command(
     target: Annotated[
         str,
         typer.Option(
+            "--target",  # typer 0.27 takes the name from the metavar otherwise
             metavar="TARGET",
             help="llvm (this CPU), cuda:sm_80, cuda:sm_86, cuda:sm_89, cuda:sm_90, or auto: this machine's "
             "GPU, else its CPU.",

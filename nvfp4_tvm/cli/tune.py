@@ -42,7 +42,9 @@ def tune_command(
     device: Annotated[
         str,
         typer.Option(
-            metavar="DEVICE", help="cuda, cuda:N, or model:sm_XY to predict times where there is no such GPU."
+            "--device",  # typer 0.27 takes the name from the metavar otherwise
+            metavar="DEVICE",
+            help="cuda, cuda:N, or model:sm_XY to predict times where there is no such GPU.",
         ),
     ] = "cuda",
     dtype: Annotated[str, typer.Option(help="Of activations: bfloat16 or float16.")] = "bfloat16",

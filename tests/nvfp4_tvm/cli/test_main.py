@@ -1,4 +1,5 @@
 import errno
+import inspect
 import logging
 import resource
 import signal
@@ -23,6 +24,23 @@ except SystemExit as ended:
 slow = {"tvm", "tvm_ffi", "torch", "transformers", "numpy"} & set(sys.modules)
 assert not slow, slow
 """
+
+
+def test_options_whose_metavar_is_their_name_say_their_name():
+    """typer 0.27 takes ``metavar="DEVICE"`` of a parameter ``device`` for its name: the option is ``--DEVICE``."""
+    from typer.models import OptionInfo
+
+    from nvfp4_tvm.cli import main
+
+    checked = 0
+    for command in main.app.registered_commands:
+        for name, hint in inspect.get_annotations(command.callback, eval_str=True).items():
+            for info in getattr(hint, "__metadata__", ()):
+                if isinstance(info, OptionInfo) and str(info.metavar).lower() == name:
+                    # In `Annotated`, the first of the names is in the place of the default
+                    assert f"--{name}" in (info.default, *info.param_decls), (command.name, name)
+                    checked += 1
+    assert checked >= 2  # --device, --target
 
 
 def test_version(cli):
