@@ -85,10 +85,12 @@ class Case:
         return {name: getattr(self, name) for name in KEYS}
 
 
-def make_checkpoint(folder: Path, model: str, form: str) -> tuple[Path, Path]:
+def make_checkpoint(
+    folder: Path, model: str, form: str, config: dict[str, int] | None = None
+) -> tuple[Path, Path]:
     """Return a checkpoint, and the NVFP4 checkpoint that says what it computes."""
     path = folder / f"{model}-{form}"
-    settings = {"arch": model, **MODELS[model]}
+    settings = {"arch": model, "config": config, **MODELS[model]}
     if form == "modelopt":
         make_checkpoints.make_modelopt(path, **settings)
     elif form == "compressed-tensors" and model in EXPERTS:
@@ -165,21 +167,24 @@ def cases(folder: Path, model: str, quantizations: tuple[str, ...], target: str 
             yield Case(target, model, form, UNQUANTIZED, library, out, *steps)
 
 
-def verify(
-    folder: Path, model: str, quantizations: tuple[str, ...], target: str = "cpu", device: str = "cpu"
-) -> Iterator[Row]:
-    """Yield the rows of a model."""
-    for case in cases(folder, model, quantizations, target):
-        yield compare(case, device)
+def verify(folder: Path, model: str, quantizations: tuple[str, ...]) -> Iterator[Row]:
+    """Yield the rows of a model on the CPU."""
+    for case in cases(folder, model, quantizations):
+        yield compare(case)
+
+
+def unpacked(library: Path) -> Path:
+    """Return a library that may lie there compressed."""
+    if not library.exists():
+        library.write_bytes(lzma.decompress(library.with_name(f"{library.name}.xz").read_bytes()))
+    return library
 
 
 def compare(case: Case, device: str = "cpu") -> Row:
     """Return how near a library's logits come to those of a reference, and how often the token is the same."""
     parameters = mlc_llm_model.read_parameters(case.out)
     prompt, tokens, expected = case.prompt, case.tokens, case.expected
-    library = case.library
-    if not library.exists():
-        library.write_bytes(lzma.decompress(library.with_name(f"{library.name}.xz").read_bytes()))
+    library = unpacked(case.library)
     compiled = mlc_llm_model.CompiledModel(library, parameters, sliding=False, device=device)
     single, batch = (compiled.steps(prompt, tokens[:-1], batch=batch) for batch in (False, True))
     cosines = np.minimum(reference.cosine(single, expected), reference.cosine(batch, expected))

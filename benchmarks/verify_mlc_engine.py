@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import itertools
 import json
-import lzma
 import sys
 import time
 from collections.abc import Iterator
@@ -32,14 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import ascii_tokenizer  # noqa: E402
-import make_checkpoints  # noqa: E402
 import mlc_llm_engine  # noqa: E402
 import mlc_llm_model  # noqa: E402
 import reference  # noqa: E402
 
+from benchmarks import verify_mlc  # noqa: E402
 from benchmarks.record import write  # noqa: E402
-from benchmarks.verify_mlc import TARGETS, old_spelling  # noqa: E402
-from nvfp4_tvm.quantize import quantize_checkpoint  # noqa: E402
 
 STEPS = 12
 TEXTS = 4
@@ -55,7 +51,7 @@ class Case:
     format: str
     quantization: str
     shards: int = 1
-    #: of the models's configuration
+    #: Of the model's configuration.
     settings: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -85,9 +81,8 @@ def clear_texts(model: Any, tokenizer: Any, count: int, first: tuple[int, ...] =
         Tokens that MLC-LLM puts in front of the text's own.
     """
     found: dict[str, str] = {}
-    for index in itertools.count():
-        if len(found) == count:
-            return found
+    index = 0
+    while len(found) < count:
 
         def draw(generator: np.random.Generator, length: int, index: int = index) -> list[int]:
             tokens = np.roll(generator.integers(3, tokenizer.get_vocab_size(), length), index).tolist()
@@ -96,37 +91,25 @@ def clear_texts(model: Any, tokenizer: Any, count: int, first: tuple[int, ...] =
         prompt, tokens, _ = reference.clear_steps(model, 16 + 3 * index, STEPS, draw=draw)
         if min(tokens) >= len(ascii_tokenizer.SPECIAL):  # neither an end, nor what is not shown
             found[tokenizer.decode(prompt)] = tokenizer.decode(tokens)
-    raise AssertionError
-
-
-def make_checkpoint(case: Case, folder: Path) -> Path:
-    """Return a checkpoint with a tokenizer."""
-    settings: dict[str, Any] = {"arch": case.model, "config": dict(case.settings)}
-    if case.model == "gemma3_text":
-        settings["tie"] = True
-    if case.format == "modelopt":
-        make_checkpoints.make_modelopt(folder, **settings)
-    elif case.format == "compressed-tensors":
-        make_checkpoints.make_compressed_tensors(folder, **settings)
-    else:
-        plain = make_checkpoints.make_plain(folder.with_name(f"{folder.name}-plain"), **settings)
-        quantize_checkpoint(plain, folder)
-    old_spelling(folder / "config.json")
-    return folder
+        index += 1
+    return found
 
 
 def prepare(folder: Path, cases: tuple[Case, ...], target: str) -> None:
     """Compile the cases in a folder, for `run` in a copy of it."""
-    device, options = TARGETS[target]
+    device, options = verify_mlc.TARGETS[target]
     index = []
     for case in cases:
-        checkpoint, out = make_checkpoint(case, folder / f"{case.name}-checkpoint"), folder / case.name
+        out = folder / case.name
+        checkpoint, _ = verify_mlc.make_checkpoint(
+            folder / f"{case.name}-checkpoint", case.model, case.format, dict(case.settings)
+        )
         tokenizer = ascii_tokenizer.write_tokenizer(checkpoint)
         texts = clear_texts(reference.reference_model(checkpoint), tokenizer, TEXTS)
         shards = ["--tensor-parallel-shards", case.shards] if case.shards > 1 else []
         mlc_llm_model.configure(checkpoint, out, case.quantization, *shards)
         mlc_llm_model.convert(checkpoint, out, case.quantization)
-        serial = target == "cpu" and case.model in ("mixtral", "qwen3_moe")
+        serial = target == "cpu" and case.model in verify_mlc.EXPERTS
         mlc_llm_model.compile(out, *options, device=device, serial=serial)
         index.append({**asdict(case), "name": case.name, "texts": texts})
         print(case.name, flush=True)
@@ -137,9 +120,7 @@ def prepare(folder: Path, cases: tuple[Case, ...], target: str) -> None:
 def serve(case: Row, folder: Path, target: str) -> Row:
     """Return the row of a case."""
     out, texts = folder / case["name"], case["texts"]
-    library = out / "lib.so"
-    if not library.exists():
-        library.write_bytes(lzma.decompress(library.with_name("lib.so.xz").read_bytes()))
+    library = verify_mlc.unpacked(out / "lib.so")
 
     def ask(prompt: str) -> str:
         answer = server.post("completions", prompt=prompt, max_tokens=STEPS, temperature=0)
@@ -174,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--target", choices=TARGETS, default="cpu")
+    parser.add_argument("--target", choices=verify_mlc.TARGETS, default="cpu")
     parser.add_argument("--shards", type=int, default=1, help="leave out cases with more")
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--folder", type=Path, help="of --prepare; must be empty")
