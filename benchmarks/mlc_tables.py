@@ -151,7 +151,6 @@ def _agreement(reports: Sequence[Report], target: str) -> str:
             f"{row['cosine_prefill']:.6f}",
             f"{row['cosine_decode_min']:.6f}",
             f"{row['cosine_transformers_min']:.6f}" if "cosine_transformers_min" in row else "",
-            f"{row['cosine_sliding_decode_min']:.6f}" if "cosine_sliding_decode_min" in row else "",
             f"{row['greedy_equal']} of {row['steps'] + 1}",
         ]
         for _, row in of
@@ -163,11 +162,8 @@ def _agreement(reports: Sequence[Report], target: str) -> str:
         f"{'; '.join(where)}: logits of libraries for {name} beside transformers in float32 on the exactly "
         f"dequantized weights, after a prompt and in {', '.join(map(str, steps))} decode steps (the least "
         "cosine), the same of transformers itself in the quantization's 16-bit dtype, and equal greedy tokens. "
-        "Where layers have a sliding window, the KV cache is made without, and the cosine with one is in a "
-        "column of its own. Rows `q0f32` are MLC-LLM's own, unquantized.\n\n"
-        + markdown_table(
-            ["", "", "prefill", "decode", "transformers", "decode, sliding cache", "greedy tokens"], lines
-        )
+        "Rows `q0f32` are MLC-LLM's own, unquantized.\n\n"
+        + markdown_table(["", "", "prefill", "decode", "transformers", "greedy tokens"], lines)
     )
 
 

@@ -22,6 +22,7 @@ from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.passes.lower_dequantize import LowerNVFP4Dequantize
 from nvfp4_tvm.passes.lower_matmul import LowerNVFP4Matmul
 from nvfp4_tvm.passes.rewrite_matmul import RewriteNVFP4Matmul
+from nvfp4_tvm.passes.sum_in_float32 import SumInFloat32
 
 
 def weight_passes(target: Target | None = None) -> list[tvm.transform.Pass]:
@@ -70,6 +71,7 @@ def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.trans
         *kernel_passes(target, log),
         LowerDense(target),
         *tvm_pipeline.library_dispatch_passes(target),
+        SumInFloat32(),
         *tvm_pipeline.legalize_passes(target),
         relax.transform.DeadCodeElimination(),
         *_schedule_passes(target),

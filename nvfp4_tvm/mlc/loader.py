@@ -147,7 +147,7 @@ class PackedLoader:
             self._checkpoint.release(tensor)
 
     def _plain(self, name: str, tensors: Sequence[str]) -> np.ndarray:
-        parts = [self._plain_tensor(tensor) for tensor in tensors]
+        parts = [widened_vector(self._plain_tensor(tensor)) for tensor in tensors]
         self.stats.total_param_num += sum(part.size for part in parts)
         with np.errstate(over="ignore"):
             array = self._mapping.map_func[name](*parts)
@@ -208,6 +208,15 @@ class PackedLoader:
             logger.warning(
                 "%s: %d tensors are not used: %s", self._checkpoint.path, len(unused), ", ".join(unused)
             )
+
+
+def widened_vector(array: np.ndarray) -> np.ndarray:
+    """Return a vector of 16-bit numbers in float32, anything else as it is.
+
+    Models compute with the weights of norms while loading (Gemma adds one), and round to their own dtype after
+    that. In the 16 bits of the checkpoint the sum itself would be rounded.
+    """
+    return array.astype(np.float32) if array.ndim == 1 and array.dtype.itemsize == 2 else array
 
 
 def quantize_array(weight: np.ndarray, name: str) -> list[np.ndarray]:

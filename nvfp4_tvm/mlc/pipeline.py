@@ -7,7 +7,9 @@ module with NVFP4 operators, first
   built up to the largest M that a function can meet (MLC attaches them again, for its memory planning),
 - fuses what follows a matmul element by element (:mod:`nvfp4_tvm.passes.fuse_epilogue`),
 - lowers to kernels (:func:`nvfp4_tvm.passes.pipeline.kernel_passes`). All functions of the module (prefill,
-  decode, batch_decode, verify) share one kernel function for each weight shape and epilogue.
+  decode, batch_decode, verify) share one kernel function for each weight shape and epilogue,
+- lets the layers that are not quantized add up in float32 (:mod:`nvfp4_tvm.passes.sum_in_float32`), unless cuBLAS
+  multiplies them, which does that by itself.
 
 On CUDA these kernels are machine code by then, and calls of them are opaque to MLC's passes: memory planning owns
 their outputs and workspaces, and RewriteCUDAGraph captures them, because they are extern functions that launch on
@@ -39,6 +41,7 @@ from nvfp4_tvm.mlc.quantization import ENTRIES
 from nvfp4_tvm.passes.fuse_epilogue import FuseNVFP4Epilogue
 from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.passes.pipeline import kernel_passes
+from nvfp4_tvm.passes.sum_in_float32 import SumInFloat32
 from nvfp4_tvm.schedules.dispatch import table_for
 
 logger = logging.getLogger(__name__)
@@ -79,7 +82,9 @@ def with_nvfp4(mlc_pipeline: MLCPipeline) -> MLCPipeline:
                 return rest(mod)
             check_target(target)
             log = BuildLog()
-            mod = tvm.transform.Sequential(nvfp4_passes(target, bounds, log))(mod)
+            mod = tvm.transform.Sequential(
+                nvfp4_passes(target, bounds, log, dispatched=bool(kwargs.get("cublas_gemm")))
+            )(mod)
             logger.info("NVFP4: %d CUDA modules for %s", len(log.modules), target.attrs.get("arch", "llvm"))
             if target.kind.name == "cuda":
                 compile_without_nvcc(target)
@@ -91,7 +96,9 @@ def with_nvfp4(mlc_pipeline: MLCPipeline) -> MLCPipeline:
     return pipeline
 
 
-def nvfp4_passes(target: Target, bounds: Mapping[str, int], log: BuildLog) -> list[tvm.transform.Pass]:
+def nvfp4_passes(
+    target: Target, bounds: Mapping[str, int], log: BuildLog, dispatched: bool = False
+) -> list[tvm.transform.Pass]:
     """Return the passes that lower NVFP4 operators of a module of MLC's.
 
     Parameters
@@ -102,12 +109,15 @@ def nvfp4_passes(target: Target, bounds: Mapping[str, int], log: BuildLog) -> li
         Largest values of variables in shapes, by name, as MLC computes them; zero and less mean no bound.
     log : BuildLog
         Takes the resources of CUDA kernels.
+    dispatched : bool
+        Whether MLC gives matmuls of 16-bit numbers to cuBLAS.
     """
     return [
         AttachBounds(bounds),
         FuseNVFP4Epilogue(target),
         *kernel_passes(target, log),
         LowerDense(target),
+        *([] if dispatched else [SumInFloat32()]),
         relax.transform.DeadCodeElimination(),
     ]
 

@@ -89,12 +89,12 @@ def test_agreement():
     report = {"gpu": None, "cpu": "A CPU", "date": "2026-01-02", "mlc_llm": "0123456789abcdef", "rows": [row]}
     lines = mlc_tables.agreement([report]).splitlines()
     assert lines[0].startswith("A CPU, 2026-01-02, MLC-LLM 01234567:") and "8 decode steps" in lines[0]
-    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 |  | 9 of 9 |"
+    assert lines[-1] == "| llama, modelopt | `nvfp4_skel` | 0.999980 | 0.999910 | 0.999700 | 9 of 9 |"
     other = {"gpu": "A GPU", "cpu": "A CPU", "date": "2026-01-03", "mlc_llm": "fedcba9876543210"}
-    other["rows"] = [{**row, "target": "sm_90", "cosine_sliding_decode_min": 0.5}]
+    other["rows"] = [{**row, "target": "sm_90", "cosine_decode_min": 0.5}]
     first, second = mlc_tables.agreement([report, other]).split("\n\nA GPU, 2026-01-03, MLC-LLM fedcba98:")
     assert first.splitlines()[-1] == lines[-1] and "for sm_90 beside" in second
-    assert "0.999700 | 0.500000 | 9 of 9 |" in second.splitlines()[-1]
+    assert "| 0.500000 | 0.999700 | 9 of 9 |" in second.splitlines()[-1]
 
 
 def test_engine():

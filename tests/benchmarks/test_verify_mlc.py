@@ -106,9 +106,9 @@ def test_what_is_prepared_is_run_elsewhere(mlc, model, monkeypatch, tmp_path):
 
     loaded = []
 
-    def compiled(library, parameters, *, sliding, device):
+    def compiled(library, parameters, *, device):
         loaded.append((library.read_text(), parameters, device))
-        return types.SimpleNamespace(window=0, steps=lambda prompt, tokens, batch: model[2])
+        return types.SimpleNamespace(steps=lambda prompt, tokens, batch: model[2])
 
     monkeypatch.setattr(verify_mlc.mlc_llm_model, "CompiledModel", compiled)
     monkeypatch.setattr(verify_mlc.mlc_llm_model, "read_parameters", lambda out: out.relative_to(copy).name)
@@ -158,7 +158,8 @@ def test_what_does_not_fit_is_refused(arguments, why, monkeypatch):
 
 
 def test_the_base_of_rope_is_spelt_as_mlc_llm_reads_it(tmp_path):
-    for parameters, expected in (({"rope_theta": 5.0}, 5.0), ({"full_attention": {"rope_theta": 5.0}}, None)):
+    sliding = {"sliding_attention": {"rope_theta": 3.0}}
+    for parameters in ({"rope_theta": 5.0}, {"full_attention": {"rope_theta": 5.0}, **sliding}):
         (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": parameters}))
         verify_mlc.old_spelling(tmp_path / "config.json")
-        assert json.loads((tmp_path / "config.json").read_text()).get("rope_theta") == expected
+        assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 5.0

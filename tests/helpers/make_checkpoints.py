@@ -37,12 +37,19 @@ SMALL = {
 }
 
 
-# What sets an architecture apart from the tiny Llama. MLC-LLM gives every sixth layer of Gemma 3 full attention,
-# allocates for a model that has such a layer, and gives all layers the same RoPE.
+def gemma3_rope(full):
+    """The RoPE of a Gemma 3 whose layers with full attention have the base ``full``, and sliding ones 10,000."""
+    bases = {"full_attention": full, "sliding_attention": 10_000}
+    return {kind: {"rope_type": "default", "rope_theta": float(base)} for kind, base in bases.items()}
+
+
+# What sets an architecture apart from the tiny Llama. Every sixth layer of Gemma 3 has full attention; MLC-LLM
+# allocates for a model that has such a layer. RoPE has one base here: MLC-LLM's prompts know no second one, and
+# its sliding layers know this one only (docs/mlc.md).
 OWN = {
     "qwen2": {"head_dim": None},
     "gemma3_text": {
-        "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6,
+        "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "rope_parameters": gemma3_rope(10_000),
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {

@@ -92,11 +92,10 @@ def read_parameters(folder):
 class CompiledModel:
     """A compiled library on a device, ``cpu`` or ``cuda``, with its parameters.
 
-    ``sliding`` says whether its KV cache supports sliding windows, where the model has one: as MLC-LLM's engine
-    makes it by default. Without, texts up to the window give the same logits.
+    Its KV cache supports sliding windows, where the model has one: as MLC-LLM's engine makes it.
     """
 
-    def __init__(self, library, parameters, *, sliding=True, device="cpu"):
+    def __init__(self, library, parameters, *, device="cpu"):
         import tvm
         from tvm import relax
 
@@ -107,8 +106,7 @@ class CompiledModel:
         assert sorted(names) == sorted(parameters)
         self._parameters = [self._tensor(np.ascontiguousarray(parameters[name])) for name in names]
         self.window, chunk = self.metadata["sliding_window_size"], self.metadata["prefill_chunk_size"]
-        self.sliding = sliding and self.window > 0
-        shapes = [1], [chunk], [chunk], [16], [int(self.sliding)]
+        shapes = [1], [chunk], [chunk], [16], [int(self.window > 0)]
         self._cache = self._vm["create_tir_paged_kv_cache"](*map(tvm.runtime.ShapeTuple, shapes))
 
     def _tensor(self, array):
@@ -131,7 +129,7 @@ class CompiledModel:
         """Return the logits after a prompt and after each of the tokens, ``[1 + len(tokens), vocab]``."""
         self._state("kv_state_clear")
         self._state("kv_state_add_sequence", 0)
-        if self.sliding:
+        if self.window > 0:
             self._state("attention_kv_cache_enable_sliding_window_for_seq", 0, self.window, 0)
         last = self._tensor(np.array([len(prompt) - 1], np.int32))
         prefill, decode = ("batch_prefill", "batch_decode") if batch else ("prefill", "decode")

@@ -100,6 +100,23 @@ def test_the_f16_entry_casts_what_stays_unquantized(mlc_llm, small, modelopt):
     assert dtypes["weight"] == dtypes["bias"] == "float16" and dtypes["global_scale"] == "float32"
 
 
+def test_what_a_model_computes_of_a_norm_is_rounded_once(mlc_llm, small, modelopt):
+    import tvm
+
+    quantization = mlc_llm.quantization.QUANTIZATION["nvfp4_skel_f16"]
+    config = small.config.from_file(modelopt / "config.json")
+    mapping, name = small.source[SOURCE](config, quantization), "layers.0.norm.weight"
+    mapping.map_func[name] = lambda x: (x + 1).astype("float16")  # as Gemma's
+    loader = mlc_llm.loader.LOADER["huggingface-safetensor"](
+        path=modelopt / "model.safetensors", extern_param_map=mapping
+    )
+    found = dict(loader.load(device=tvm.cpu()))[name].numpy()
+    weight = open_checkpoint(modelopt).tensor(f"model.{name}")
+    assert str(weight.dtype) == "bfloat16"
+    np.testing.assert_array_equal(found, (1 + weight.astype(np.float64)).astype(np.float16))
+    assert (found != (weight + 1).astype(np.float16)).any()
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 def test_memory_holds_one_layer_at_a_time(mlc_llm, small, tall, quantized):
     import tvm

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.relax.pipeline import PIPELINE_MAP
 from tvm.target import Target
 
-from nvfp4_tvm import layout
+from nvfp4_tvm import layout, op
 from nvfp4_tvm.codegen.fatbin import extract_fatbins
 from nvfp4_tvm.codegen.machine_code import CALLBACK, BuildLog
 from nvfp4_tvm.codegen.sass import list_images
@@ -159,6 +159,32 @@ def test_unquantized_layers_get_this_project_s_kernels_on_llvm(target):
     ]
     assert names == (["dense_512x128"] if target is LLVM else [])
     assert ("R.matmul" in mod["head"].script()) == (target is not LLVM)
+
+
+@pytest.mark.parametrize("cublas", [False, True])
+def test_unquantized_layers_add_up_in_float32_unless_cublas_multiplies_them(cublas):
+    builder, rng = relax.BlockBuilder(), np.random.default_rng(0)
+    x = relax.Var("x", relax.TensorType((1, 256), "bfloat16"))
+    plain = relax.Var("plain", relax.TensorType((256, 512), "bfloat16"))
+    packed = layout.pack(*Weight.random(rng, 256, 256).arrays())
+    with builder.function("main", [x, plain]):
+        weight = map(relax.const, (packed.words, packed.scales, packed.global_scale))
+        hidden = builder.emit(op.matmul(x, *weight, N=256))
+        builder.emit_func_output(builder.emit(relax.op.matmul(hidden, plain)))
+    target = cuda("sm_89")
+    seen = []
+
+    def mlc(target, **kwargs):
+        @tvm.transform.module_pass(opt_level=0, name="mlc_llm")
+        def run(mod, _ctx):
+            seen.append(mod["main"].script())
+            return mod
+
+        return run
+
+    with target:
+        with_nvfp4(mlc)(target=target, cublas_gemm=cublas)(builder.get())
+    assert ('out_dtype="float32"' in seen[0]) != cublas
 
 
 @pytest.mark.parametrize("kind", ["metal", "vulkan", "webgpu", "rocm", "opencl"])
