@@ -1,6 +1,7 @@
 """What differs between the TVM that MLC-LLM brings (main of mid-2026) and the pinned one.
 
-Everything else that this package uses of TVM is in both.
+Every other name of TVM that the plug-in (this folder) uses is in both (tests/nvfp4_tvm/mlc/test_compat.py). The
+kernels and passes behind it need the pinned one.
 """
 
 from __future__ import annotations
