@@ -38,6 +38,19 @@ def command_line():
     return command, {**os.environ, "PYTHONPATH": path}
 
 
+def child_environment(folder):
+    """Return variables with which child processes run ``python -m mlc_llm`` as `mlc_llm` here does.
+
+    For just-in-time compilation, whose child has the shim only if start-up brings it: a file in ``folder``.
+    """
+    start = f"import runpy; runpy.run_path({SHIM!r})['apply']()" if SHIM else ""
+    (Path(folder) / "sitecustomize.py").write_text(start)
+    return {
+        "PYTHONPATH": os.pathsep.join([str(folder), command_line()[1]["PYTHONPATH"]]),
+        "MLC_LLM_HOME": str(Path(folder) / "home"),
+    }
+
+
 def mlc_llm(*arguments, env=None, check=True, serial=False):
     """Run a subcommand of MLC-LLM and return what `subprocess.run` does, output as text.
 

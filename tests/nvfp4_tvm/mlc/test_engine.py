@@ -65,13 +65,9 @@ def test_serve_says_what_transformers_does_to_one_request_and_to_several_at_once
 
 
 def test_serve_compiles_by_itself(model, tmp_path):
-    """Without ``--model-lib``; the child process that compiles gets the shim by a start-up file."""
-    shim = mlc_llm_model.SHIM
-    start = "" if not shim else f"import runpy; runpy.run_path({shim!r})['apply']()"
-    (tmp_path / "sitecustomize.py").write_text(start)
-    path = os.pathsep.join([str(tmp_path), mlc_llm_model.command_line()[1]["PYTHONPATH"]])
+    """Without ``--model-lib``."""
     ((prompt, expected),) = model.greedy().items()
-    env = {"PYTHONPATH": path, "MLC_LLM_HOME": str(tmp_path / "home")}
+    env = mlc_llm_model.child_environment(tmp_path)
     with mlc_llm_engine.serve(model.out, log=tmp_path / "log", env=env) as server:
         answer = server.post("completions", prompt=prompt, max_tokens=STEPS, temperature=0)
     assert answer["choices"][0]["text"] == expected

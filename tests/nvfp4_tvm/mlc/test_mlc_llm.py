@@ -62,17 +62,24 @@ def test_the_hook_can_be_switched_off():
 
 
 def test_just_in_time_compilation_activates_the_plug_in_in_its_child(tmp_path):
-    """MLC-LLM runs ``python -m mlc_llm compile``, which has the shim only if start-up brings it."""
-    start = (
-        "" if not mlc_llm_model.SHIM else f"import runpy; runpy.run_path({mlc_llm_model.SHIM!r})['apply']()"
-    )
-    (tmp_path / "sitecustomize.py").write_text(start)
-    path = os.pathsep.join([str(tmp_path), str(Path(mlc_llm_model.SOURCE) / "python")])
     done = subprocess.run(
         [sys.executable, "-m", "mlc_llm", "compile", "--help"],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        env={**os.environ, **mlc_llm_model.child_environment(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert "nvfp4_skel" in done.stdout, done.stderr
+
+
+def test_packaging_for_phones_says_what_is_supported(converted, tmp_path):
+    """`package` compiles just in time, for Metal here; it knows no device that has these kernels."""
+    entry = {"model": str(converted), "model_id": "x", "bundle_weight": True, "estimated_vram_bytes": 1}
+    config = tmp_path / "mlc-package-config.json"
+    config.write_text(json.dumps({"device": "iphone", "model_list": [entry]}))
+    done = mlc_llm(
+        "package", "--package-config", config, "--mlc-llm-source-dir", mlc_llm_model.SOURCE, "-o",
+        tmp_path / "out", env=mlc_llm_model.child_environment(tmp_path), check=False,
+    )  # fmt: skip
+    said = "target metal: no NVFP4 kernels; supported are cuda (sm_80, sm_86, sm_89, sm_90), llvm"
+    assert said in done.stdout + done.stderr and done.returncode
 
 
 def test_every_model_that_supports_group_quantization():
