@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.peer import NVFP4TVM, NVFP4TVMSm89
 from nvfp4_tvm.torch import decode
+from nvfp4_tvm.torch_ops import look_up, value_tables
 
 
 class Contender(Protocol):
@@ -54,12 +55,13 @@ class Dequantize:
     name = "dequantize_mm"
 
     def prepare(self, packed: torch.Tensor, scale: torch.Tensor, global_scale: float) -> Any:
-        """Keep the weight as it is."""
-        return packed, scale, global_scale
+        """Keep the weight as it is, and what its codes mean."""
+        return packed, scale.view(torch.uint8), *value_tables(packed.device), global_scale
 
     def run(self, a: torch.Tensor, weight: Any, out: torch.Tensor) -> None:
         """Dequantize and multiply."""
-        torch.mm(a, dequantize(*weight).to(torch.bfloat16).T, out=out)
+        *codes, global_scale = weight
+        torch.mm(a, (look_up(*codes) * global_scale).to(torch.bfloat16).T, out=out)
 
 
 class Marlin:

@@ -63,8 +63,21 @@ def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     scales : torch.Tensor
         uint8 ``[N, K/16]``, E4M3 bytes.
     """
-    e2m1 = torch.tensor(numerics.E2M1_VALUES.tolist(), device=codes.device)
-    e4m3 = torch.tensor(numerics.E4M3_VALUES.tolist(), device=codes.device)
+    return look_up(codes, scales, *value_tables(codes.device))
+
+
+def value_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what E2M1 codes and E4M3 bytes stand for, float32 ``[16]`` and ``[256]``, copied to a device."""
+    return tuple(
+        torch.tensor(values.tolist(), device=device)
+        for values in (numerics.E2M1_VALUES, numerics.E4M3_VALUES)
+    )
+
+
+def look_up(
+    codes: torch.Tensor, scales: torch.Tensor, e2m1: torch.Tensor, e4m3: torch.Tensor
+) -> torch.Tensor:
+    """Return what :func:`decode` does, from tables that are on the device: a CUDA graph can capture this."""
     nibbles = torch.stack((codes & 15, codes >> 4), dim=-1)
     groups = e2m1[nibbles.int()].view(*scales.shape, layout.GROUP_SIZE)
     return (groups * e4m3[scales.int()].unsqueeze(-1)).flatten(1)

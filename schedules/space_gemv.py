@@ -10,7 +10,15 @@ from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch, get_arch
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.gemv import MAX_M, Gemv, choose, registers, score
 from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig
-from nvfp4_tvm.schedules.model import COPY_SHARE, Footprint, floor_us, usual_card
+from nvfp4_tvm.schedules.model import (
+    COPY_SHARE,
+    REFERENCE,
+    Footprint,
+    clock_ratio,
+    floor_us,
+    sm_bandwidth,
+    usual_card,
+)
 from nvfp4_tvm.schedules.space import Space
 
 #: Launch, first bytes and the sum over warps, microseconds (H200, the smallest weights).
@@ -87,4 +95,6 @@ class GemvSpace(Space):
         card = usual_card(arch)
         resident = max(1, self.resident(config, min(M, MAX_M), arch))
         share = _SHARE * score(config, N, K, -(-M // TOKENS), resident, card.sms)
-        return START + floor_us(N, K, M, COPY_SHARE * card.bandwidth * share)
+        # What keeps the family below a copy's speed is the work of the SMs, and grows with their clock
+        of_sms = share * card.sms * sm_bandwidth(REFERENCE) / clock_ratio(card)
+        return START + floor_us(N, K, M, min(of_sms, COPY_SHARE * card.bandwidth))

@@ -3,8 +3,8 @@
 A shape without records takes, in every range of M, the configuration that should be fastest for it among those
 of its nearest shapes: the recorded time is scaled by the ratio that the family's model
 (:meth:`.space.Space.time`) gives for the two shapes, which counts waves over the SMs, stages along K and bytes.
-Shapes are near if N and K differ by a factor of at most `NEAR` together. Where there is nothing near, the
-families choose by themselves.
+Shapes are near if N and K differ by a factor of at most `NEAR` together. Predicted records say nothing of other
+shapes: that would be a prediction of a prediction. Where there is nothing near, the families choose by themselves.
 
 Records for another epilogue or the other 16-bit dtype serve where there is none of the problem's own: the main
 loop is the same. A configuration is checked against its space for the shape it is used for.
@@ -130,10 +130,10 @@ def distance(N: int, K: int, other_N: int, other_K: int) -> float:
 def neighbours(
     N: int, K: int, x_dtype: str, epilogue: str, arch: str, database: Database
 ) -> list[list[Record]]:
-    """Return the records of the nearest shapes of a database, nearest first, each shape's by M."""
+    """Return the measured records of the nearest shapes of a database, nearest first, each shape's by M."""
     by_shape: dict[tuple[int, int], list[Record]] = {}
     for record in database.records:
-        if record.arch == arch:
+        if record.arch == arch and record.source == MEASURED:
             by_shape.setdefault((record.N, record.K), []).append(record)
     near = sorted(
         (away, shape) for shape in by_shape if (away := distance(N, K, *shape)) <= math.log(NEAR) + 1e-9

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from nvfp4_tvm.arch import Arch, get_arch
 from nvfp4_tvm.errors import TargetError
-from nvfp4_tvm.schedules.model import COPY_SHARE, floor_us, usual_card
+from nvfp4_tvm.schedules.model import CHOSEN, COPY_SHARE, floor_us, usual_card
 from nvfp4_tvm.schedules.records import PREDICTED
 from nvfp4_tvm.schedules.spaces import space_of
 from nvfp4_tvm.tuning.process import ignore_interrupts
@@ -76,10 +76,6 @@ class Runner(Protocol):
         """Give back what it holds."""
 
 
-#: The model of the mma.sync GEMM reproduces what it was fitted to within 7 percent.
-_MODEL_RESOLUTION = 1.05
-
-
 class ModelRunner:
     """The families' models in place of a GPU: what the records of architectures that nobody tuned on come from."""
 
@@ -88,7 +84,7 @@ class ModelRunner:
     def __init__(self, arch: Arch) -> None:
         card = usual_card(arch)
         self.arch = arch
-        self.device = Device(card.name, arch.name, PREDICTED, COPY_SHARE * card.bandwidth, _MODEL_RESOLUTION)
+        self.device = Device(card.name, arch.name, PREDICTED, COPY_SHARE * card.bandwidth, CHOSEN)
 
     def run(self, trials: Sequence[Trial], library: Path | None) -> list[Outcome]:
         """See `Runner.run`."""

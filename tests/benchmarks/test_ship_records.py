@@ -1,3 +1,4 @@
+import itertools
 import sys
 from dataclasses import replace
 
@@ -39,15 +40,11 @@ def test_the_last_database_counts_and_shapes_are_left_out(tmp_path, monkeypatch,
     assert "2 records of 2 shapes" in capsys.readouterr().out
 
 
-def test_predicted_kernels_that_may_spill_are_dropped():
-    space = space_of("gemv")
-    configs = space.candidates(4096, 4096, MRange(9, 16), ARCHS["sm_80"])
-
-    def of(config, source):
-        return replace(record(M=MRange(9, 16), arch="sm_80", source=source), config=config)
-
-    spilling = next(c for c in configs if (c.KS, c.NT, c.D) == (20, 3, 1))
-    modest = next(c for c in configs if (c.KS, c.NT, c.D) == (16, 2, 2))
-    assert ship_records.may_spill(of(spilling, "predicted"))
-    assert not ship_records.may_spill(of(spilling, "measured"))
-    assert not ship_records.may_spill(of(modest, "predicted"))
+def test_predicted_kernels_of_the_gemv_are_dropped():
+    found = {}
+    for family, source in itertools.product(("gemv", "gemm_mma"), ("predicted", "measured")):
+        config = next(iter(space_of(family).candidates(4096, 4096, MRange(17, 32), ARCHS["sm_80"])))
+        one = replace(record(M=MRange(17, 32), arch="sm_80", source=source), family=family, config=config)
+        found[family, source] = len(ship_records.joined([Database((one,))]).records)
+    assert found.pop(("gemv", "predicted")) == 0
+    assert set(found.values()) == {1}
