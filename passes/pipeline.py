@@ -69,7 +69,7 @@ def target_passes(target: Target, log: BuildLog | None = None) -> list[tvm.trans
     tvm_pipeline = _TVM[target.kind.name]
     return [
         *kernel_passes(target, log),
-        LowerDense(target),
+        LowerDense(target, log),
         *tvm_pipeline.library_dispatch_passes(target),
         SumInFloat32(),
         *tvm_pipeline.legalize_passes(target),

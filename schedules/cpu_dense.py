@@ -7,14 +7,14 @@ contiguous; a tile of rows shares each load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
+from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.schedules.cpu_common import horizontal_sum, load, named, store, zeros
+from nvfp4_tvm.schedules.dense_problem import DenseProblem
 from nvfp4_tvm.schedules.intrin.cpu_decode import decoder_for
 
 #: Rows of x and rows of w in a register tile, for M = 1 and for more.
@@ -22,18 +22,16 @@ TILE_ONE = (1, 8)
 TILE_MANY = (4, 4)
 
 
-@dataclass(frozen=True)
-class DenseProblem:
-    """``out[M, N] = cast(x[M, K] @ w[N, K].T)`` with x and w of one dtype and any M."""
-
-    N: int
-    K: int
-    dtype: str
-    out_dtype: str
-
-
 def dense(problem: DenseProblem, target: Target) -> PrimFunc:
-    """Return the scheduled kernel for an llvm target."""
+    """Return the scheduled kernel for an llvm target; N must be known.
+
+    Raises
+    ------
+    ShapeError
+        If it is not.
+    """
+    if problem.N is None:
+        raise ShapeError(f"{problem.label}: the number of rows is open, expected a constant on the CPU")
     lanes = decoder_for(target).lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("cpu_dense")
@@ -59,6 +57,7 @@ def _tiles(
     problem: DenseProblem, M: Expr, x: Buffer, w: Buffer, out: Buffer, lanes: int, tile_m: int, tile_n: int
 ) -> None:
     N = problem.N
+    assert N is not None
     with T.parallel(-(-N // tile_n)) as block, T.serial((M + (tile_m - 1)) // tile_m) as row_block:
         # Rows past the end repeat the last one and are not stored.
         ms = [row_block * tile_m + i for i in range(tile_m)]

@@ -39,12 +39,12 @@ TOKENS = 8
 
 # Weights are read once: they should neither evict activations from the L1 cache nor wait for whole lines there;
 # the L2 may fetch 128 bytes, since all of them will be used.
-_LOAD_WEIGHTS = "ld.global.nc.L1::no_allocate.L2::128B"
+LOAD_WEIGHTS = "ld.global.nc.L1::no_allocate.L2::128B"
 # Coherent: with programmatic dependent launch the predecessor writes x and the residual while this kernel runs.
-_LOAD_X = "ld.global.v4.u32"
+LOAD_X = "ld.global.v4.u32"
 _LOAD_RESIDUAL = {"float32": "ld.global.u32", "bfloat16": "ld.global.u16", "float16": "ld.global.u16"}
-_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32"
-_PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32"
+PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
     tile_columns = layout.TILE_N // 2 if gated else layout.TILE_N
     columns = tile_columns * NT
     whole_columns = out_N % columns == 0
-    load_words, load_scales = _LOAD_WEIGHTS + ".v4.u32", _LOAD_WEIGHTS + ".u32"
-    mma = _MMA.format(_PTX_TYPE[dtype])
+    load_words, load_scales = LOAD_WEIGHTS + ".v4.u32", LOAD_WEIGHTS + ".u32"
+    mma = MMA.format(PTX_TYPE[dtype])
     decoder, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
     raw = "uint32" if problem.out_dtype == "float32" else "uint16"
     rounds = -(-TOKENS * columns // NTHREADS)
@@ -226,12 +226,12 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
                 row = T.meta_var(0 if shared_x else first_row + T.min(b * TOKENS + g, tokens - 1))
                 k = T.meta_var((first + step) * 128 + q * 32 + i * 8)
                 if whole_x:
-                    T.ptx[_LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
+                    T.ptx[LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
                 else:
                     for j in T.unroll(4):
                         xf[b, j] = T.uint32(0)
                     if k < K:
-                        T.ptx[_LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
+                        T.ptx[LOAD_X](*[xf[b, j] for j in range(4)], x.ptr_to([row, k]))
 
         @T.inline
         def compute(slot, step):

@@ -17,8 +17,9 @@ from tvm.tirx import PrimFunc
 
 from nvfp4_tvm.errors import ShapeError
 
-#: Names a launch may take as arguments; "bias", "residual" and "indptr" only where the problem has them.
-OPERANDS = ("x", "words", "scales", "global_scale", "bias", "residual", "indptr", "out")
+#: Names a launch may take as arguments; "bias", "residual" and "indptr" only where the problem has them, "weight"
+#: only of an unquantized layer.
+OPERANDS = ("x", "weight", "words", "scales", "global_scale", "bias", "residual", "indptr", "out")
 
 #: ``tirx``: TVM's pipeline for TVMScript with explicit threads. ``mma``: ours for scheduled mma.sync GEMMs
 #: (:mod:`nvfp4_tvm.schedules.lowering`). ``s_tir``: TVM's default for scheduled TensorIR.

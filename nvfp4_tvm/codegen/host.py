@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import tvm
 from tvm import tirx
@@ -11,7 +12,7 @@ from tvm.ir import Call, PointerType, PrimType, StringImm
 from tvm.target import Target
 
 from nvfp4_tvm.codegen.workspace import offsets
-from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.kernel import CudaKernel
 
 
@@ -34,23 +35,39 @@ class Branch:
     symbols: tuple[str, ...]
 
 
-def parameters(problem: MatmulProblem, M: tirx.Expr, workspace_bytes: tirx.Expr) -> dict[str, tirx.Buffer]:
-    """Return the buffers of the host function by name, in order: operands, ``out``, ``workspace``."""
-    shapes = problem.operands(M)
+class Problem(Protocol):
+    """What a host function must know of a problem, a MatmulProblem or a DenseProblem."""
+
+    @property
+    def out_N(self) -> tirx.Expr | int:
+        """Columns of ``out``."""
+
+    @property
+    def out_dtype(self) -> str:
+        """Its dtype."""
+
+    def operands(self, M: tirx.Expr | int) -> Mapping[str, tuple[tuple[tirx.Expr | int, ...], str]]:
+        """Return shape and dtype of every operand, in order, ``out`` not included."""
+
+
+def parameters(problem: Problem, M: tirx.Expr, workspace_bytes: tirx.Expr | None) -> dict[str, tirx.Buffer]:
+    """Return the buffers of the host function by name, in order: operands, ``out``, and ``workspace`` or none."""
+    shapes = dict(problem.operands(M))
     shapes["out"] = ((M, problem.out_N), problem.out_dtype)
-    shapes["workspace"] = ((workspace_bytes,), "uint8")
+    if workspace_bytes is not None:
+        shapes["workspace"] = ((workspace_bytes,), "uint8")
     return {name: tirx.decl_buffer(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
 
 
 def host_function(
-    name: str, problem: MatmulProblem, branches: Sequence[Branch], target: Target
+    name: str, problem: Problem, branches: Sequence[Branch], target: Target, workspace: bool = True
 ) -> tirx.PrimFunc:
-    """Return the host function ``name(operands..., out, workspace)``; branches are in order of M.
+    """Return the host function ``name(operands..., out[, workspace])``; branches are in order of M.
 
     No rows means no launch. An M that no branch covers, and a workspace that is too small, are errors at run time.
     """
     M, nbytes = tirx.Var("M", "int64"), tirx.Var("workspace_bytes", "int64")
-    buffers = parameters(problem, M, nbytes)
+    buffers = parameters(problem, M, nbytes if workspace else None)
     high = branches[-1].m_range.high
     covered = M >= tirx.const(branches[0].m_range.low, "int64")
     if high is not None:

@@ -8,14 +8,13 @@ module with NVFP4 operators, first
 - fuses what follows a matmul element by element (:mod:`nvfp4_tvm.passes.fuse_epilogue`),
 - lowers to kernels (:func:`nvfp4_tvm.passes.pipeline.kernel_passes`). All functions of the module (prefill,
   decode, batch_decode, verify) share one kernel function for each weight shape and epilogue,
-- lets the layers that are not quantized add up in float32 (:mod:`nvfp4_tvm.passes.sum_in_float32`), unless cuBLAS
-  multiplies them, which does that by itself.
+- calls this project's kernels for layers that are not quantized (:mod:`nvfp4_tvm.passes.lower_dense`) and lets
+  what else multiplies add up in float32 (:mod:`nvfp4_tvm.passes.sum_in_float32`), unless cuBLAS does all that.
 
 On CUDA these kernels are machine code by then, and calls of them are opaque to MLC's passes: memory planning owns
 their outputs and workspaces, and RewriteCUDAGraph captures them, because they are extern functions that launch on
-the current stream. On llvm they are PrimFuncs marked as scheduled, and linear layers that are not quantized become
-this project's as well (:mod:`nvfp4_tvm.passes.lower_dense`): of a head applied to one row, dlight's GEMV for CPUs
-makes a function that LLVM compiles for many minutes.
+the current stream. On llvm they are PrimFuncs marked as scheduled. There, of a head applied to one row, dlight's
+GEMV for CPUs would make a function that LLVM compiles for many minutes.
 """
 
 from __future__ import annotations
@@ -116,8 +115,7 @@ def nvfp4_passes(
         AttachBounds(bounds),
         FuseNVFP4Epilogue(target),
         *kernel_passes(target, log),
-        LowerDense(target),
-        *([] if dispatched else [SumInFloat32()]),
+        *([] if dispatched else [LowerDense(target, log), SumInFloat32()]),
         relax.transform.DeadCodeElimination(),
     ]
 

@@ -187,9 +187,11 @@ def flatten(builder: relax.BlockBuilder, x: relax.Expr) -> tuple[relax.Expr, lis
     return builder.emit(relax.op.reshape(x, (M, K))), leading
 
 
-def unflatten(out: relax.Expr, leading: list[tirx.Expr] | None, N: int) -> relax.Expr:
+def unflatten(out: relax.Expr, leading: list[tirx.Expr] | None, N: tirx.Expr | int) -> relax.Expr:
     """Undo :func:`flatten` on the product [M, N]."""
-    return out if leading is None else relax.op.reshape(out, (*leading, tirx.const(N, "int64")))
+    if leading is None:
+        return out
+    return relax.op.reshape(out, (*leading, tirx.const(N, "int64") if isinstance(N, int) else N))
 
 
 OP = register(NAME, "Multiply activations by a packed NVFP4 weight.", -1, _infer_type, _legalize)

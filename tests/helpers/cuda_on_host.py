@@ -1,7 +1,7 @@
-"""Run a CUDA kernel whose threads do not talk to each other on the CPU: its generated source, thread by thread.
+"""Run a CUDA kernel on the CPU: its generated source, compiled as C++ with a few words of CUDA explained.
 
-The host function of the launch is the real one, with its checks and its grid; the kernel that it calls is the CUDA
-source compiled by the C++ compiler, with a few words of CUDA explained to it.
+The host function of the launch is the real one, with its checks and its grid. Where threads of a block talk to
+each other, by barriers or ``mma.sync``, each is a thread of the CPU; else they run one after the other.
 """
 
 import ctypes
@@ -26,7 +26,8 @@ using std::min;
 #define __forceinline__ inline
 #define __launch_bounds__(n)
 typedef unsigned int uint; typedef unsigned char uchar;
-static struct { int x; } threadIdx, blockIdx;
+static thread_local struct { int x; } threadIdx;
+static struct { int x; } blockIdx;
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   uint64_t both = (uint64_t)b << 32 | a, r = 0;
   for (int i = 0; i < 4; ++i) r |= (both >> 8 * (s >> 4 * i & 7) & 255) << 8 * i;
@@ -40,6 +41,68 @@ static unsigned lop3(unsigned a, unsigned b, unsigned c, int table) {
   return r;
 }
 """
+#: For blocks whose threads talk. Which element of a matrix a lane holds: PTX ISA, "Matrix Fragments for
+#: mma.m16n8k16 with floating point type"; sums of products are in double, so nothing is lost before the last.
+_TOGETHER = """
+#include <cmath>
+#include <cstring>
+#include <barrier>
+#include <memory>
+#include <thread>
+#include <vector>
+typedef uint16_t half;
+struct nv_bfloat16 {
+  uint16_t bits;
+  nv_bfloat16(float value) {
+    uint32_t v;
+    std::memcpy(&v, &value, 4);
+    bits = (v + 0x7FFF + (v >> 16 & 1)) >> 16;
+  }
+};
+static std::unique_ptr<std::barrier<>> block_barrier;
+static std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
+static std::vector<std::vector<uint32_t>> given;
+static void __syncthreads() { block_barrier->arrive_and_wait(); }
+static double bf16(uint16_t bits) {
+  uint32_t v = (uint32_t)bits << 16;
+  float value;
+  std::memcpy(&value, &v, 4);
+  return value;
+}
+static double f16(uint16_t bits) {
+  int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  double value = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                 : exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  return bits >> 15 ? -value : value;
+}
+template <double (*number)(uint16_t)>
+static void mma(float** d, const uint32_t* ab, const float* c) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int i = 0; i < 6; ++i) given[warp][lane * 6 + i] = ab[i];
+  warp_barriers[warp]->arrive_and_wait();
+  auto element = [&](int source, int reg, int half) {
+    return number(given[warp][source * 6 + reg] >> 16 * half & 0xFFFF);
+  };
+  float result[4];
+  for (int z = 0; z < 4; ++z) {
+    int row = lane / 4 + z / 2 * 8, column = lane % 4 * 2 + z % 2;
+    double sum = c[z];
+    for (int k = 0; k < 16; ++k) {
+      int quad = k % 8 / 2;
+      double a = element(row % 8 * 4 + quad, row / 8 + k / 8 * 2, k % 2);
+      sum += a * element(column * 4 + quad, 4 + k / 8, k % 2);
+    }
+    result[z] = sum;
+  }
+  warp_barriers[warp]->arrive_and_wait();
+  for (int z = 0; z < 4; ++z) *d[z] = result[z];
+}
+"""
+_MMA = re.compile(
+    r"__forceinline__ __device__ void (tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_(b?f16)_\w+)"
+    r"\([^\n]*\n[^\n]*\n}"
+)
+_SHARED = re.compile(r"__shared__ (alignas\(\d+\))")
 #: Functions that TVM generates for vectors, and what they do: load or store 2 or 4 words.
 _VECTOR = re.compile(
     r"__forceinline__ __device__ void (tvm_builtin_ptx_(ld|st)_vec_\w*v(\d)_u32)\([^\n]*\n[^\n]*\n}"
@@ -47,6 +110,7 @@ _VECTOR = re.compile(
 _LOP3 = re.compile(
     r'asm\("lop3.b32 %0, %1, %2, %3, (\w+);" : "=r"\((\w+)\) : "r"\((.+?)\), "r"\((.+?)\), "r"\((.+?)\)\);'
 )
+_OPTIONS = ("-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread")
 #: What follows on TVM's headers.
 _FIRST_OWN = re.compile(r"#ifndef NVFP4|__forceinline__ __device__ void tvm_")
 _numbers = itertools.count()
@@ -64,6 +128,39 @@ def _vector(match):
     return f"static void {name}({', '.join(arguments)}) {{ {' '.join(lines)} }}"
 
 
+def _mma(match):
+    d = ", ".join(f"float& d{i}" for i in range(4))
+    ab = ", ".join(f"uint32_t ab{i}" for i in range(6))
+    c = ", ".join(f"float c{i}" for i in range(4))
+    return f"""static void {match[1]}({d}, {ab}, {c}) {{
+  float* d[4] = {{&d0, &d1, &d2, &d3}};
+  uint32_t ab[6] = {{ab0, ab1, ab2, ab3, ab4, ab5}};
+  float c[4] = {{c0, c1, c2, c3}};
+  mma<{match[2]}>(d, ab, c);
+}}"""
+
+
+def _run(kernel, signature, arguments, together):
+    """Return the C function that runs a kernel's grid."""
+    call = f"{kernel}({', '.join(arguments)})"
+    threads = f"for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) {call};"
+    if together:
+        threads = f"""{{
+    block_barrier = std::make_unique<std::barrier<>>(block);
+    warp_barriers.clear();
+    for (int i = 0; i < block / 32; ++i) warp_barriers.push_back(std::make_unique<std::barrier<>>(32));
+    given.assign(block / 32, std::vector<uint32_t>(32 * 6));
+    std::vector<std::thread> threads;
+    for (int i = 0; i < block; ++i) threads.emplace_back([=] {{ threadIdx.x = i; {call}; }});
+    for (auto& thread : threads) thread.join();
+  }}"""
+    return f"""
+extern "C" void run({signature}, int64_t grid, int64_t block) {{
+  for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {threads}
+}}
+"""
+
+
 def on_host(launch, target):
     """Return a function that calls a launch with NumPy arrays and returns all of them as they are afterwards."""
     name = f"on_host_{next(_numbers)}"
@@ -73,17 +170,16 @@ def on_host(launch, target):
     source = _LOP3.sub(r"\2 = lop3(\3, \4, \5, \1);", _VECTOR.sub(_vector, source))
     (signature,) = set(re.findall(rf"{name}_kernel\((.*?)\)", source))
     arguments = [argument.rsplit(" ", 1)[1] for argument in signature.split(", ")]
-    loop = f"""
-extern "C" void run({signature}, int64_t grid, int64_t block) {{
-  for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) {name}_kernel({", ".join(arguments)});
-}}
-"""
+    together = "__syncthreads" in source
+    prelude = _PRELUDE + _TOGETHER if together else _PRELUDE
+    source = _SHARED.sub(r"\1 static", _MMA.sub(_mma, source)) + _run(
+        f"{name}_kernel", signature, arguments, together
+    )
     with tempfile.TemporaryDirectory() as folder:
         code, library = Path(folder) / "kernel.cc", Path(folder) / "kernel.so"
-        code.write_text(_PRELUDE + source + loop)
+        code.write_text(prelude + source)
         compiler = os.environ.get("CXX", "g++")
-        subprocess.run([compiler, "-O1", "-w", "-shared", "-fPIC", "-o", library, code], check=True)
+        subprocess.run([compiler, *_OPTIONS, "-o", library, code], check=True)
         run = ctypes.CDLL(str(library)).run
     pointers = signature.count("*")
 

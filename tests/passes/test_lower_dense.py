@@ -4,10 +4,12 @@ import tvm
 from relax_modules import HALF_ULP, NUMPY, build_function, calls, symbolic, tensor
 from tvm import relax
 
+from nvfp4_tvm import pipeline
+from nvfp4_tvm.codegen import BuildLog, cuda_machine_code
 from nvfp4_tvm.passes.lower_dense import LowerDense
 from nvfp4_tvm.target import resolve_target
 
-LLVM = resolve_target("llvm").target
+LLVM, CUDA = resolve_target("llvm").target, resolve_target("cuda:sm_89").target
 
 
 def module(N, K, dtype="float32", out_dtype=None, leading=("b", "s"), uses=1):
@@ -64,7 +66,7 @@ def test_what_is_no_linear_layer_stays():
     assert calls(mod["main"]) == ["relax.matmul"]
 
 
-def test_symbolic_weights_stay():
+def test_weights_of_any_number_of_rows_stay_on_the_cpu():
     x = relax.Var("x", relax.TensorType((symbolic(), 16), "float32"))
     w = relax.Var("w", relax.TensorType((symbolic("n"), 16), "float32"))
 
@@ -75,6 +77,42 @@ def test_symbolic_weights_stay():
     assert calls(mod["main"]) == ["relax.permute_dims", "relax.matmul"]
 
 
-def test_other_targets_are_left_to_dlight():
+@pytest.mark.parametrize("symbolic_n", [False, True])
+def test_cuda_calls_machine_code(symbolic_n):
+    n = symbolic("n") if symbolic_n else 100
+    x = relax.Var("x", relax.TensorType((symbolic("b"), symbolic("s"), 48), "bfloat16"))
+    w = relax.Var("w", relax.TensorType((n, 48), "bfloat16"))
+
+    def body(b):
+        first, second = (
+            b.emit(relax.op.matmul(y, b.emit(relax.op.permute_dims(w)), out_dtype="float32")) for y in (x, x)
+        )
+        return b.emit(relax.op.add(first, second))
+
+    before, log = build_function([x, w], body).get(), BuildLog()
+    mod = LowerDense(CUDA, log)(before)
+    called = [name for name in calls(mod["main"]) if name not in ("relax.reshape", "relax.add")]
+    assert called == ["relax.call_dps_packed"] * 2
+    tvm.ir.assert_structural_equal(mod["main"].ty, before["main"].ty, map_free_vars=True)
+    (external,) = mod.attrs["external_mods"]
+    name = f"dense_{'any' if symbolic_n else 100}x48_bfloat16_float32"
+    assert external.implements_function(name) and name in mod["main"].script()
+    assert log.modules and all(name in kernel for kernel in log.usage)
+    with cuda_machine_code("sm_89"):
+        built = relax.build(before, CUDA, relax_pipeline=pipeline(CUDA))
+    assert built.mod.implements_function(name, True)
+
+
+@pytest.mark.parametrize(("K", "dtype"), [(16, "float32"), (20, "bfloat16")])
+def test_what_tensor_cores_do_not_take_is_left_to_dlight_and_told_once(K, dtype, caplog):
+    before = module(8, K, dtype)
+    with caplog.at_level("WARNING"):
+        mod = LowerDense(CUDA)(before)
+    assert "relax.matmul" in calls(mod["main"])
+    (message,) = caplog.messages
+    assert f"linear layer [8, {K}] of {dtype}: TVM's own schedule runs it" in message
+
+
+def test_other_targets_are_left_alone():
     before = module(8, 16)
-    assert LowerDense(resolve_target("cuda:sm_89").target)(before).same_as(before)
+    assert LowerDense(tvm.target.Target("vulkan"))(before).same_as(before)

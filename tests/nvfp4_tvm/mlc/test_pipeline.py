@@ -143,8 +143,8 @@ def test_kernels_on_llvm_compute_the_model_in_float32():
 
 
 @pytest.mark.parametrize("target", [LLVM, cuda("sm_89")], ids=["llvm", "cuda"])
-def test_unquantized_layers_get_this_project_s_kernels_on_llvm(target):
-    builder = relax.BlockBuilder()
+def test_unquantized_layers_get_this_project_s_kernels(target):
+    builder, log = relax.BlockBuilder(), BuildLog()
     x, weight = (
         relax.Var(name, relax.TensorType(shape, "bfloat16"))
         for name, shape in (("x", (1, 1, 128)), ("weight", (512, 128)))
@@ -153,12 +153,17 @@ def test_unquantized_layers_get_this_project_s_kernels_on_llvm(target):
         transposed = builder.emit(relax.op.permute_dims(weight))
         builder.emit_func_output(builder.emit(relax.op.matmul(x, transposed, out_dtype="float32")))
     with target:
-        mod = tvm.transform.Sequential(nvfp4_passes(target, {}, BuildLog()))(builder.get())
+        mod = tvm.transform.Sequential(nvfp4_passes(target, {}, log))(builder.get())
     names = [
         gvar.name_hint for gvar, function in mod.functions_items() if isinstance(function, tvm.tirx.PrimFunc)
     ]
     assert names == (["dense_512x128"] if target is LLVM else [])
-    assert ("R.matmul" in mod["head"].script()) == (target is not LLVM)
+    assert len(log.modules) == (0 if target is LLVM else 5)
+    called = "dense_512x128_bfloat16_float32" in mod["head"].script()
+    assert called == (target is not LLVM) and "R.matmul" not in mod["head"].script()
+    with target:
+        mod = tvm.transform.Sequential(nvfp4_passes(target, {}, BuildLog(), dispatched=True))(builder.get())
+    assert "R.matmul" in mod["head"].script()  # for cuBLAS
 
 
 @pytest.mark.parametrize("cublas", [False, True])
