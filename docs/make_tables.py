@@ -22,7 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
     convert_tables,
+    dense,
     e2e,
+    gemm,
     gemm_plot,
     gemm_tables,
     grouped_tables,
@@ -121,12 +123,43 @@ def generation(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+def dense_layers(reports: Sequence[dict[str, Any]]) -> str:
+    """Return one table a file that ``benchmarks/dense.py`` wrote."""
+    return "\n".join(
+        f"{report['device']}, {report['date']}: microseconds of a linear layer with 16-bit weights, cold, median. "
+        f"The floor is its bytes at {report['copy_bytes_per_s'] / 1e12:.2f} TB/s, the speed of a device copy; "
+        "reads alone are faster.\n\n" + dense.table(report["rows"])
+        for report in reports
+    )
+
+
+def gemm_calls(reports: Sequence[dict[str, Any]]) -> str:
+    """Return a table of some of the rows that ``benchmarks/gemm.py`` wrote."""
+    parts = []
+    for report in reports:
+        names = [key[: -len("_latency_us")] for key in report["rows"][0] if key.endswith("_latency_us")]
+        worst = {name: max(row[f"{name}_err"] for row in report["rows"]) for name in names}
+        errors = ", ".join(f"{name} {error:.4f}" for name, error in worst.items())
+        shown = [row for row in report["rows"] if row["M"] in GEMM_CALLS_ROWS]
+        parts.append(
+            f"{report['device']}, {report['date']}; device copy {report['copy_bytes_per_s'] / 1e12:.2f} TB/s, "
+            f"torch.mm {report['mm_flops'] / 1e12:.0f} TFLOP/s, the shares are of these. Greatest relative errors "
+            f"of all rows: {errors}. {gemm.table(shown, names)}"
+        )
+    return "\n".join(parts)
+
+
+#: M of the rows that the documents show of ``benchmarks/gemm.py``; the file has all.
+GEMM_CALLS_ROWS = (1, 64, 1024)
+
 #: Name of a table: pattern of its results, and what turns them into Markdown.
 TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "agreement": ("verify_*.json", agreement),
     "compile_time": ("compile_time_*.json", convert_tables.compile_time),
     "fuzz": ("fuzz_*.json", convert_tables.fuzz),
+    "dense": ("dense_h*.json", dense_layers),
     "e2e": ("e2e_*.json", generation),
+    "gemm_calls": ("gemm_h*.json", gemm_calls),
     "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),
     "gemm_accuracy": ("gemm_accuracy_*.json", gemm_tables.gemm_accuracy),

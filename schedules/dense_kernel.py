@@ -116,7 +116,7 @@ def dense_prim_func(problem: DenseProblem, config: DenseConfig) -> PrimFunc:
 
     # fmt: off
     @T.prim_func
-    def kernel(x_ptr: T.handle, weight_ptr: T.handle, out_ptr: T.handle):
+    def kernel(x_ptr: T.handle, weight_ptr: T.handle, out_ptr: T.handle) -> None:
         M = T.int64()
         N_any = T.int64()
         N = T.meta_var(N_any if rows_known is None else extent)

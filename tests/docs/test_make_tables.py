@@ -79,6 +79,42 @@ def test_generation():
     assert lines[-1] == "| 8B-nvfp4, 128 | 812.3 | 157.6 | 10.0 |"
 
 
+def test_dense_layers():
+    row = {
+        "N": 64,
+        "K": 32,
+        "M": 2,
+        "dtype": "float16",
+        "floor_us": 1.0,
+        "nvfp4_tvm_us": 2.26,
+        "cublas_us": None,
+    }
+    report = {"device": "Some GPU", "date": "2026-01-02", "copy_bytes_per_s": 4.2e12, "rows": [row]}
+    lines = make_tables.dense_layers([report]).splitlines()
+    assert lines[0].startswith("Some GPU, 2026-01-02: ") and "4.20 TB/s" in lines[0]
+    assert lines[-1] == "| 64 x 32, float16 | 2 | 1.0 | 2.3 | wrong |"
+
+
+def test_gemm_calls():
+    times = {"ours_us": 2.0, "ours_warm_us": 1.5, "ours_latency_us": 9.0}
+    rows = [
+        {"shape": "64x32", "M": M, "floor_us": 1.0, "ours_err": 0.001 * M, "bandwidth_share": 0.5, **times}
+        for M in (1, 2)
+    ]
+    report = {
+        "device": "Some GPU",
+        "date": "2026-01-02",
+        "copy_bytes_per_s": 4e12,
+        "mm_flops": 7e14,
+        "rows": rows,
+    }
+    lines = make_tables.gemm_calls([report]).splitlines()
+    assert "torch.mm 700 TFLOP/s" in lines[0] and "ours 0.0020" in lines[0]
+    assert [line for line in lines if line.startswith("| 64x32")] == [
+        "| 64x32, 1 | 1.0 | 2.0 / 1.5 / 9.0 | 0.5 |  |"
+    ]
+
+
 def test_tables_are_filled_from_files(tmp_path):
     text = "a\n<!-- table: cpu_linear -->\nold\nlines\n<!-- end of table -->\nb\n"
     empty = make_tables.filled(text, tmp_path)

@@ -38,6 +38,17 @@ def test_memory_is_slower_with_idle_sms_and_few_bytes_in_flight():
     assert model.memory_us(4096, 4096, 1, card, 1.0, 1e4) > 2 * full
 
 
+def test_an_sm_of_another_card_asks_for_no_more_than_the_reference_s():
+    reference, card = model.REFERENCE, model.usual_card(ARCHS["sm_89"])
+    assert model.sm_bandwidth(card) < model.sm_bandwidth(reference)
+    floor = model.floor_us(4096, 4096, 1, model.COPY_SHARE * card.bandwidth)
+    # A card with less bandwidth an SM reaches it with fewer of them busy
+    enough = model.sm_bandwidth(card) / model.sm_bandwidth(reference)
+    assert model.memory_us(4096, 4096, 1, card, 1.0, 1e6) == pytest.approx(floor)
+    assert model.memory_us(4096, 4096, 1, card, enough, 1e6) == pytest.approx(floor)
+    assert model.memory_us(4096, 4096, 1, card, enough / 2, 1e6) == pytest.approx(2 * floor)
+
+
 def test_rates_are_below_the_datasheets():
     for arch in ARCHS.values():
         card = model.usual_card(arch)

@@ -8,9 +8,11 @@ from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.errors import NVFP4Error
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
-from nvfp4_tvm.schedules.gemv import Gemv
+from nvfp4_tvm.schedules.gemv import Gemv, candidates
 from nvfp4_tvm.schedules.gemv_measured import MEASURED
+from nvfp4_tvm.schedules.model import COPY_SHARE, floor_us, usual_card
 from nvfp4_tvm.schedules.space import HOPELESS, LARGE_M, decode, distance, encode, judged_at
+from nvfp4_tvm.schedules.space_gemv import START
 from nvfp4_tvm.schedules.spaces import SPACES, space_of
 
 SHAPES = [(4096, 4096), (5376, 21504), (24, 48), (1024, 512)]
@@ -147,6 +149,16 @@ def test_times_between_the_measured_tiles_of_the_ss_kernel():
     assert all(wider >= time * (1 - 1e-9) for time, wider in pairwise(times))
     assert times[tokens.index(128)] == pytest.approx(times[tokens.index(192)])
     assert times[tokens.index(224)] == pytest.approx((times[-1] * 16 + times[tokens.index(208)] * 32) / 48)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
+def test_gemv_times_are_no_less_than_a_copy_s(arch):
+    space = space_of("gemv")
+    card = usual_card(ARCHS[arch])
+    for N, K in ((4096, 4096), (43008, 5376)):
+        floor = floor_us(N, K, 8, COPY_SHARE * card.bandwidth)
+        times = [space.time(config, N, K, 8, ARCHS[arch]) for _, config in candidates(N, K, 1, ARCHS[arch])]
+        assert floor < min(times) < 2 * floor + START
 
 
 def test_an_unknown_family():

@@ -112,6 +112,13 @@ def test_far_shapes_say_nothing():
         assert len(tuned.choices(MatmulProblem(2048, 2048), "sm_89")) == 1
 
 
+def test_predicted_records_speak_for_their_own_shape_only():
+    for source, count in (("measured", 1), ("predicted", 0)):
+        with Database((record(2048, 2048, source=source, device="Some card"),)).active():
+            assert len(tuned.choices(MatmulProblem(2048, 2048), "sm_89")) == 1
+            assert len(tuned.choices(MatmulProblem(2048, 4096), "sm_89")) == count
+
+
 def test_a_neighbours_configuration_is_checked_for_the_shape():
     one = record(4096, 4096, which=0, M=MRange(1, 8))
     assert one.config.KS > 8  # more warps than the small weight has 128-blocks

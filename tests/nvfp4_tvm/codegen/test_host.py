@@ -10,6 +10,7 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.codegen.host import Branch, host_function, lower_host, parameters
 from nvfp4_tvm.codegen.workspace import exact
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange
+from nvfp4_tvm.schedules.dense_problem import DenseProblem
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch, Workspace
 
 CPU = Target("llvm", host="llvm")
@@ -105,6 +106,25 @@ def test_a_workspace_that_is_too_small_is_an_error():
     function = build(PROBLEM, [(MRange(), kernel)])
     with pytest.raises(ValueError, match=r"f: the workspace is smaller than workspace_bytes\(M\)"):
         run(function, PROBLEM, 3, exact(kernel, 3) - 1)
+
+
+def test_rows_of_a_weight_may_be_open_and_a_workspace_absent():
+    problem = DenseProblem(None, 8, "float32", "float32")
+    M, N = tirx.Var("M", "int64"), tirx.Var("N", "int64")
+    x, weight = te.placeholder((M, 8), "float32"), te.placeholder((N, 8), "float32")
+    out = te.compute((M, N), lambda m, n: x[m, 0] + 10 * weight[n, 1])
+    function = te.create_prim_func([x, weight, out])
+    kernel = CudaKernel("sum", (Launch(function, ("x", "weight", "out"), "s_tir"),))
+    host = lower_host(
+        host_function("f", problem, [Branch(MRange(), kernel, ("sum_0",))], CPU, workspace=False)
+    )
+    host["sum_0"] = lowered("sum_0", function)
+    run_it = tvm.get_global_func("target.build.llvm")(host, CPU)["f"]
+    for m, n in ((1, 5), (3, 2)):
+        a, b = (np.arange(rows * 8, dtype=np.float32).reshape(rows, 8) for rows in (m, n))
+        result = tvm.runtime.tensor(np.full((m, n), np.nan, np.float32))
+        run_it(tvm.runtime.tensor(a), tvm.runtime.tensor(b), result)
+        np.testing.assert_array_equal(result.numpy(), a[:, :1] + 10 * b[None, :, 1])
 
 
 @pytest.mark.parametrize("M", [2, 9])
