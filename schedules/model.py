@@ -33,9 +33,9 @@ LATENCY = 1.5
 #: wgmma has. 0.85 elsewhere is an assumption.
 MMA_SYNC_SHARE = {"sm_90": 0.533}
 _MMA_SYNC_SHARE = 0.85
-#: How much longer a configuration that the model prefers takes than it says, while the families' own choices take
-#: 1.08 times as long (97 figures on an H200, benchmarks/results/predicted_records_h200.json): the best of many
-#: predictions is the most flattering one. So much must be predicted to be gained before a choice is left.
+#: The factor by which the model is off for configurations that it prefers; for the families' own choices it is off
+#: by 1.08 (97 figures on an H200, benchmarks/results/predicted_records_h200.json): the best of many predictions is
+#: the most flattering one. So much must be predicted to be gained before a choice is left.
 CHOSEN = 1.25
 #: Bytes of 16 weights: 8 of codes, one scale.
 _GROUP_BYTES = layout.GROUP_SIZE // 2 + 1
