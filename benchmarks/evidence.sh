@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every measurement of the matmul kernels, on a machine with the GPU. Arguments choose steps; default: the first six.
 #
-#   benchmarks/evidence.sh [build] [compile_accuracy] [peers] [accuracy] [sanitize] [tests] [tune] [gain] [gemm] [e2e]
+#   benchmarks/evidence.sh [build] [compile_accuracy] [peers] [accuracy] [sanitize] [tests] [tune] [gain] [gemm] [dense] [e2e]
 #
 #   OUT              folder for the JSON files and logs (default: benchmarks/results, and build/evidence for logs)
 #   NVFP4_TVM_CACHE  folder for compiled kernels; the steps `build` and `compile_accuracy` fill it, need no GPU, and may
@@ -91,13 +91,16 @@ for name in "${@:-build compile_accuracy peers accuracy sanitize tests}"; do
       gemm)
         step gemm python3 -m benchmarks.gemm --shapes all --rows "$ROWS" -o "$OUT/gemm_h200.json"
         ;;
+      dense)
+        step dense python3 -m benchmarks.dense -o "$OUT/dense_h200.json"
+        ;;
       e2e)
         # shellcheck disable=SC2086  # several folders in one variable
         step e2e python3 -m benchmarks.e2e ${FOLDERS:?names compiled folders} -o "$OUT/e2e_h200.json"
         ;;
       *)
         echo "found the step '$part', expected build, compile_accuracy, peers, accuracy, sanitize, tests, tune, gain," \
-          "gemm or e2e" >&2
+          "gemm, dense or e2e" >&2
         exit 2
         ;;
     esac
