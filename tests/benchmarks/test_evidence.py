@@ -50,14 +50,16 @@ def test_every_gpu_tunes_its_part(tmp_path):
     folder.mkdir()
     (folder / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0\necho GPU 1\n")
     (folder / "nvidia-smi").chmod(0o755)
-    done, calls = run(tmp_path, "tune", "gain", "gemm", "e2e", FOLDERS="a b", PATH_BEFORE=str(folder))
+    done, calls = run(
+        tmp_path, "tune", "gain", "gemm", "dense", "e2e", FOLDERS="a b", PATH_BEFORE=str(folder)
+    )
     assert done.returncode == 0, done.stdout
     tuned = sorted(call for call in calls if "cli.main tune" in call)
     assert [f"--device cuda:{i}" in call and "--jobs 1" in call for i, call in enumerate(tuned)] == [True] * 2
     parts = sorted(call for call in calls if "model_shapes" in call)
     assert [call.split()[-1] for call in parts] == ["1/2", "2/2"]
-    assert [call.split()[1] for call in calls[-3:]] == [
-        "benchmarks.tuning_gain", "benchmarks.gemm", "benchmarks.e2e"
+    assert [call.split()[1] for call in calls[-4:]] == [
+        "benchmarks.tuning_gain", "benchmarks.gemm", "benchmarks.dense", "benchmarks.e2e"
     ]  # fmt: skip
     assert " a b -o " in calls[-1]
 
