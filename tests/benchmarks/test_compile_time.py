@@ -11,7 +11,7 @@ def test_parts_add_up(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, "0")
     rows = list(compile_time.measure("tiny", "cuda:sm_89", "bfloat16", tmp_path))
     *parts, whole = rows
-    assert whole["part"] == "all" and len({row["part"] for row in rows}) == len(rows) == 7
+    assert whole["part"] == "all" and len({row["part"] for row in rows}) == len(rows) == 8
     assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"], abs=0.5)
     assert [row["kernels"] for row in rows if "kernels" in row] != [0]
     assert all(row["target"] == "cuda:sm_89" and row["model"] == "tiny" for row in rows)
