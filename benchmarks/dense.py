@@ -5,8 +5,9 @@
 
 Checkpoints leave the head and some layers unquantized; compiled without cuBLAS they run these kernels
 (:mod:`nvfp4_tvm.schedules.dense`). ``_us`` are microseconds a launch in one CUDA graph, every launch with the next
-of a ring of weights, four times the L2; ``_err`` are relative errors against float64, and a time without a right
-result is not recorded. ``--sweep`` tries configurations of the kernel instead and tells the best for each M.
+of a ring of weights, four times the L2 (but at most 400 of them); ``_err`` are relative errors against float64, and
+a time without a right result is not recorded. ``--sweep`` tries configurations of the kernel instead and tells the
+best for each M.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.dense import dense_kernel
 from nvfp4_tvm.schedules.dense_kernel import STEP_K, DenseConfig
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
-from nvfp4_tvm.schedules.gemv_kernel import TOKENS
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.target import resolve_target
 from nvfp4_tvm.tuning.cuda_runner import copy_bandwidth, time_launches
 

@@ -27,9 +27,10 @@ from benchmarks import record
 from benchmarks.shapes import parse_shapes, parse_words
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.codegen.cache import compile_cached
+from nvfp4_tvm.codegen.compiling import launch_names
 from nvfp4_tvm.codegen.launch import LoweredLaunch, lower_launch, with_host
 from nvfp4_tvm.codegen.machine_code import MachineCode
-from nvfp4_tvm.codegen.matmul import host_name, launch_names
+from nvfp4_tvm.codegen.matmul import host_name
 from nvfp4_tvm.codegen.sass import count_instructions, sass
 from nvfp4_tvm.codegen.toolkit import load_library
 from nvfp4_tvm.schedules.base import MatmulProblem, MRange

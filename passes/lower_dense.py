@@ -15,8 +15,9 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
-from nvfp4_tvm.codegen.dense import BuiltDense, build_dense
+from nvfp4_tvm.codegen.dense import build_dense
 from nvfp4_tvm.codegen.machine_code import BuildLog
+from nvfp4_tvm.codegen.single import BuiltLaunch
 from nvfp4_tvm.op.matmul import flatten, unflatten
 from nvfp4_tvm.passes.external import attach
 from nvfp4_tvm.passes.lower_matmul import OPAQUE
@@ -32,9 +33,13 @@ logger = logging.getLogger(__name__)
 class _Lowerer(PyExprMutator):
     """Finds linear layers and flattens their rows; what is called is up to the target."""
 
+    #: What there are kernels for.
+    wanted: str
+
     def __init__(self, mod: tvm.IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
+        self.left: set[DenseProblem] = set()
 
     def takes(self, problem: DenseProblem) -> bool:
         """Whether there is a kernel for a layer."""
@@ -43,6 +48,18 @@ class _Lowerer(PyExprMutator):
     def lower(self, problem: DenseProblem, x: relax.Expr, weight: relax.Expr) -> relax.Expr:
         """Return the product [M, N] of x [M, K] and a weight."""
         raise AssertionError("abstract")
+
+    def leave(self, problem: DenseProblem) -> None:
+        """Tell, once, that TVM's schedule runs a layer."""
+        if problem not in self.left:
+            self.left.add(problem)
+            logger.warning(
+                "linear layer [%s, %d] of %s: TVM's own schedule runs it; this project's kernel takes %s",
+                problem.out_N,
+                problem.K,
+                problem.dtype,
+                self.wanted,
+            )
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
@@ -53,6 +70,7 @@ class _Lowerer(PyExprMutator):
         known = int(N) if isinstance(N, tvm.tirx.IntImm) else None
         problem = DenseProblem(known, int(K), str(weight.ty.dtype), str(call.ty.dtype))
         if not self.takes(problem):
+            self.leave(problem)
             return call
         rows, leading = flatten(self.builder_, call.args[0])
         out = self.lower(problem, rows, weight)
@@ -78,6 +96,8 @@ class _Lowerer(PyExprMutator):
 
 @mutator
 class _LowererToTIR(_Lowerer):
+    wanted = "a number of rows that is known when it is compiled"
+
     def __init__(self, mod: tvm.IRModule, target: Target) -> None:
         super().__init__(mod, target)
         self.kernels: dict[DenseProblem, tvm.ir.GlobalVar] = {}
@@ -103,26 +123,16 @@ class _LowererToTIR(_Lowerer):
 
 @mutator
 class _LowererToMachineCode(_Lowerer):
+    wanted = "16-bit operands with K a multiple of 8"
+
     def __init__(self, mod: tvm.IRModule, target: Target, log: BuildLog) -> None:
         super().__init__(mod, target)
         self.log = log
-        self.built: dict[DenseProblem, BuiltDense] = {}
-        self.left: set[DenseProblem] = set()
+        self.built: dict[DenseProblem, BuiltLaunch] = {}
 
     def takes(self, problem: DenseProblem) -> bool:
-        """Take 16-bit layers; tell of others, once, that TVM's schedule runs them."""
-        if fits(problem, self.target):
-            return True
-        if problem not in self.left:
-            self.left.add(problem)
-            logger.warning(
-                "linear layer [%s, %d] of %s: TVM's own schedule runs it; this project's kernel takes 16-bit "
-                "operands with K a multiple of 8",
-                problem.out_N,
-                problem.K,
-                problem.dtype,
-            )
-        return False
+        """Take 16-bit layers."""
+        return fits(problem, self.target)
 
     def lower(self, problem: DenseProblem, x: relax.Expr, weight: relax.Expr) -> relax.Expr:
         """Call the host function."""

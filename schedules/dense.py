@@ -13,7 +13,7 @@ from tvm.target import Target
 from nvfp4_tvm.schedules.base import TENSOR_CORE_DTYPES, MRange
 from nvfp4_tvm.schedules.dense_kernel import ELEMENTS, STEP_K, DenseConfig, dense_prim_func
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
-from nvfp4_tvm.schedules.gemv_kernel import TOKENS
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
 #: For M up to the first number: eights of tokens, tiles and steps in flight, and the warps for weights of few rows

@@ -22,36 +22,30 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
-from nvfp4_tvm.schedules.gemv_kernel import LOAD_WEIGHTS, LOAD_X, MMA, PTX_TYPE, TOKENS
+from nvfp4_tvm.schedules.intrin.mma_sync import LOAD_WEIGHTS, LOAD_X, TOKENS, mma_name
+from nvfp4_tvm.schedules.split_warps import SplitWarps
 
-#: Rows of weights of one mma (the m of m16n8k16), elements of a 16-byte load, and k of a step: two loads of a lane,
-#: of which four make 64 bytes of a row each, whole sectors of the L2.
-TILE_N = 16
+#: Elements of a 16-byte load, and k of a step: two loads of a lane, of which four make 64 bytes of a row each, whole
+#: sectors of the L2.
 ELEMENTS = 8
 LOADS = 2
 STEP_K = LOADS * 4 * ELEMENTS
 
 
 @dataclass(frozen=True)
-class DenseConfig:
-    """Shape of a dense kernel.
+class DenseConfig(SplitWarps):
+    """Shape of a dense kernel; its warps take runs of steps of `STEP_K`.
 
     Attributes
     ----------
-    KS : int
-        Warps of a block, among which K is split: each takes a run of steps of `STEP_K`.
-    NT : int
-        Tiles of 16 weight rows of a block; every warp works on all of them.
     NB : int
         Eights of tokens of a block.
     D : int
         Steps of weights that a warp has in registers or on their way there.
     """
 
-    KS: int
-    NT: int
     NB: int
     D: int
 
@@ -60,29 +54,9 @@ class DenseConfig:
         assert self.threads <= MAX_THREADS_PER_BLOCK and self.shared_bytes <= STATIC_SHARED_BYTES, self
 
     @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.KS * WARP_SIZE
-
-    @property
-    def rows(self) -> int:
-        """Weight rows of a block."""
-        return self.NT * TILE_N
-
-    @property
     def tokens(self) -> int:
         """Rows of activations of a block."""
         return self.NB * TOKENS
-
-    @property
-    def shared_stride(self) -> int:
-        """Elements between two tokens of a warp's partial sums: 4 more than a multiple of 16, see GemvConfig."""
-        return self.rows + 4
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: the partial sums of eight tokens."""
-        return self.KS * TOKENS * self.shared_stride * 4
 
     def __str__(self) -> str:
         return f"ks{self.KS}_nt{self.NT}_nb{self.NB}_d{self.D}"
@@ -110,7 +84,7 @@ def dense_prim_func(problem: DenseProblem, config: DenseConfig) -> PrimFunc:
     index_dtype = problem.index_dtype
     extent = tirx.const(rows_known or 0, index_dtype)
     load_weight, load_x = LOAD_WEIGHTS + ".v4.u32", LOAD_X
-    mma = MMA.format(PTX_TYPE[dtype])
+    mma = mma_name(dtype)
     rounds = -(-TOKENS * rows // NTHREADS)
     whole_rounds = TOKENS * rows % NTHREADS == 0
 

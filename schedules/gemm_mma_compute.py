@@ -26,9 +26,10 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.schedules import epilogue
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.cpu_common import argument, named
-from nvfp4_tvm.schedules.gemm_mma_config import MMA_TOKENS, MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemm_mma_swizzle import CHUNK, chunk_of, slot_of
 from nvfp4_tvm.schedules.intrin import fp4_decode, mma
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 
 LANE_K = 32
 
@@ -146,7 +147,7 @@ class Blocks:
         def fragment(*axes: Expr) -> Expr:
             *outer, b, i, lane, r = axes
             token, q = lane // 4, lane % 4
-            at = (*outer, b * MMA_TOKENS + token, q, slot_of(i, token, q, c.steps))
+            at = (*outer, b * TOKENS + token, q, slot_of(i, token, q, c.steps))
             return mma.register_of(shared[(*at, r * 2)], shared[(*at, r * 2 + 1)])
 
         return _block("x_lane", (*lead, c.tiles_m, c.steps, layout.LANES, 4), "uint32", fragment)
@@ -301,7 +302,7 @@ class Blocks:
         return tile * layout.TILE_N + h * 8 + row
 
     def _row(self, outer: Sequence[Expr], b: Expr, token: Expr) -> Expr:
-        return self._token(outer[len(self.split)], b * MMA_TOKENS + token)
+        return self._token(outer[len(self.split)], b * TOKENS + token)
 
     def _inside(self, outer: Sequence[Expr], token: Expr, column: Expr) -> Expr:
         """Whether an element is one of out."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from nvfp4_tvm import layout
 from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch
 from nvfp4_tvm.errors import ShapeError
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 
 #: A step is 8 consecutive k of each of the four lanes q, one word of W: two mma.m16n8k16.
 STEP_K = 32
-#: Tokens of an mma.
-MMA_TOKENS = 8
 #: Bytes of a 16-bit activation.
 ACTIVATION_BYTES = 2
 
@@ -54,8 +53,8 @@ class MmaConfig:
     def __post_init__(self) -> None:
         self._require(self.block_k in (64, 128, 256), "block_k is 64, 128 or 256")
         self._require(
-            self.warp_n % layout.TILE_N == 0 and self.warp_m % (MMA_TOKENS * self.token_tiles) == 0,
-            f"warp_n is a multiple of {layout.TILE_N} and warp_m of {MMA_TOKENS} x token_tiles",
+            self.warp_n % layout.TILE_N == 0 and self.warp_m % (TOKENS * self.token_tiles) == 0,
+            f"warp_n is a multiple of {layout.TILE_N} and warp_m of {TOKENS} x token_tiles",
         )
         self._require(
             self.block_m % self.warp_m == 0 and self.block_n % self.warp_n == 0,
@@ -64,7 +63,7 @@ class MmaConfig:
         self._require(self.stages >= 2 and self.splits >= 1, "there are at least 2 stages and 1 split")
         self._require(self.steps % self.k_warps == 0, "k_warps divides the steps of a stage")
         self._require(
-            self.warp_m // MMA_TOKENS % self.k_warps == 0, "k_warps share the token tiles of a warp evenly"
+            self.warp_m // TOKENS % self.k_warps == 0, "k_warps share the token tiles of a warp evenly"
         )
         self._require(self.threads <= MAX_THREADS_PER_BLOCK, f"at most {MAX_THREADS_PER_BLOCK} threads")
 
@@ -98,7 +97,7 @@ class MmaConfig:
     @property
     def accumulators(self) -> int:
         """Accumulator fragments (16 rows of W x 8 tokens) of a warp."""
-        return self.warp_n // layout.TILE_N * (self.warp_m // MMA_TOKENS)
+        return self.warp_n // layout.TILE_N * (self.warp_m // TOKENS)
 
     @property
     def tiles_n(self) -> int:
@@ -108,7 +107,7 @@ class MmaConfig:
     @property
     def tiles_m(self) -> int:
         """Tiles of 8 tokens of a block."""
-        return self.block_m // MMA_TOKENS
+        return self.block_m // TOKENS
 
     @property
     def steps(self) -> int:

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from nvfp4_tvm import layout
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import row_value, silu
-from nvfp4_tvm.schedules.intrin.mma import PTX_TYPE
+from nvfp4_tvm.schedules.intrin.mma_sync import PTX_TYPE
 
 #: Tokens of a piece, and of one of its halves.
 PIECE_TOKENS, HALF_TOKENS = 16, 8

@@ -11,8 +11,9 @@ from tvm.target import Target
 from nvfp4_tvm import layout
 from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE, Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
-from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig, gemv
+from nvfp4_tvm.schedules.gemv_kernel import GemvConfig, gemv
 from nvfp4_tvm.schedules.gemv_measured import MEASURED
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
 #: Largest M the kernel is made for: four eights of tokens.

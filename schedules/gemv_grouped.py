@@ -9,9 +9,10 @@ from tvm.target import Target
 from nvfp4_tvm.arch import Arch
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.gemv import MAX_M, candidates
-from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig, gemv
+from nvfp4_tvm.schedules.gemv_kernel import GemvConfig, gemv
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.grouped_tiles import expected_tiles, rows_for
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.schedules.kernel import CudaKernel, Launch
 
 #: Eights of rows of a tile that there are kernels for; three would be a kernel more for little.

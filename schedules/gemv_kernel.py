@@ -27,37 +27,25 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from nvfp4_tvm import layout
-from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES, WARP_SIZE
+from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, STATIC_SHARED_BYTES
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.epilogue import output, row_value
 from nvfp4_tvm.schedules.grouped import GroupedProblem
 from nvfp4_tvm.schedules.intrin.expert_tile import cuda_tile
 from nvfp4_tvm.schedules.intrin.fp4_decode import cuda_decoder, decode_name, scales_name
+from nvfp4_tvm.schedules.intrin.mma_sync import LOAD_WEIGHTS, LOAD_X, TOKENS, mma_name
+from nvfp4_tvm.schedules.split_warps import SplitWarps
 
-#: Rows of activations of one mma: the n of m16n8k16.
-TOKENS = 8
-
-# Weights are read once: they should neither evict activations from the L1 cache nor wait for whole lines there;
-# the L2 may fetch 128 bytes, since all of them will be used.
-LOAD_WEIGHTS = "ld.global.nc.L1::no_allocate.L2::128B"
-# Coherent: with programmatic dependent launch the predecessor writes x and the residual while this kernel runs.
-LOAD_X = "ld.global.v4.u32"
+# Coherent, as `LOAD_X`: the predecessor may write the residual while this kernel runs.
 _LOAD_RESIDUAL = {"float32": "ld.global.u32", "bfloat16": "ld.global.u16", "float16": "ld.global.u16"}
-MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32"
-PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
 
 
 @dataclass(frozen=True)
-class GemvConfig:
-    """Shape of a GEMV kernel.
+class GemvConfig(SplitWarps):
+    """Shape of a GEMV kernel; its warps take runs of 128-blocks.
 
     Attributes
     ----------
-    KS : int
-        Warps of a block, among which K is split: each takes a run of 128-blocks.
-    NT : int
-        Tiles of 16 weight rows a block owns; every warp works on all of them, so that a fragment of activations,
-        once loaded, serves them all.
     D : int
         128-blocks of all its tiles that a warp has in registers or on their way there.
     unroll : int
@@ -68,7 +56,6 @@ class GemvConfig:
         Whether the kernel takes part in programmatic dependent launch.
     """
 
-    KS: int
     NT: int = 1
     D: int = 2
     unroll: int = 16
@@ -80,29 +67,6 @@ class GemvConfig:
         assert self.NT >= 1 and self.D >= 1 and self.resident >= 0, self
         assert self.unroll >= self.D and self.unroll % self.D == 0, self
         assert self.shared_bytes <= STATIC_SHARED_BYTES, self
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.KS * WARP_SIZE
-
-    @property
-    def rows(self) -> int:
-        """Weight rows of a block."""
-        return self.NT * layout.TILE_N
-
-    @property
-    def shared_stride(self) -> int:
-        """Elements between two tokens of a warp's partial sums.
-
-        4 more than a multiple of 16: the lanes of a warp store (token 2q, row g) at 8q + g mod 32, all banks.
-        """
-        return self.rows + 4
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: the partial sums of eight tokens."""
-        return self.KS * TOKENS * self.shared_stride * 4
 
     def blocks(self, N: int) -> int:
         """Blocks of the grid for N weight rows."""
@@ -146,7 +110,7 @@ def gemv(problem: MatmulProblem, NB: int, config: GemvConfig) -> tuple[PrimFunc,
     columns = tile_columns * NT
     whole_columns = out_N % columns == 0
     load_words, load_scales = LOAD_WEIGHTS + ".v4.u32", LOAD_WEIGHTS + ".u32"
-    mma = MMA.format(PTX_TYPE[dtype])
+    mma = mma_name(dtype)
     decoder, decode, decode_scales = cuda_decoder(dtype), decode_name(dtype), scales_name(dtype)
     raw = "uint32" if problem.out_dtype == "float32" else "uint16"
     rounds = -(-TOKENS * columns // NTHREADS)

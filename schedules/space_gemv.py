@@ -9,7 +9,8 @@ from nvfp4_tvm import layout
 from nvfp4_tvm.arch import MAX_THREADS_PER_BLOCK, WARP_SIZE, Arch, get_arch
 from nvfp4_tvm.schedules.base import MRange
 from nvfp4_tvm.schedules.gemv import MAX_M, Gemv, choose, registers, score
-from nvfp4_tvm.schedules.gemv_kernel import TOKENS, GemvConfig
+from nvfp4_tvm.schedules.gemv_kernel import GemvConfig
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.schedules.model import (
     COPY_SHARE,
     REFERENCE,

@@ -35,8 +35,9 @@ from nvfp4_tvm.schedules.gemm_mma_choice import (
     choose_config,
 )
 from nvfp4_tvm.schedules.gemm_mma_compute import gemm_mma
-from nvfp4_tvm.schedules.gemm_mma_config import MMA_TOKENS, MmaConfig
+from nvfp4_tvm.schedules.gemm_mma_config import MmaConfig
 from nvfp4_tvm.schedules.gemm_mma_schedule import schedule_steps
+from nvfp4_tvm.schedules.intrin.mma_sync import TOKENS
 from nvfp4_tvm.schedules.model import (
     REFERENCE,
     Footprint,
@@ -90,7 +91,7 @@ class MmaSpace(Space):
             warps = chosen["block_m"] // chosen["warp_m"] * (chosen["block_n"] // chosen["warp_n"])
             return tuple(value for value in values if _MIN_WARPS <= warps * value <= _MAX_WARPS)
         if name == "token_tiles":
-            return tuple(value for value in values if chosen["warp_m"] % (MMA_TOKENS * value) == 0)
+            return tuple(value for value in values if chosen["warp_m"] % (TOKENS * value) == 0)
         return values
 
     def configs(self, arch: Arch) -> Iterator[MmaConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.target import Target
 
 from nvfp4_tvm.codegen.cache import compile_cached
-from nvfp4_tvm.codegen.matmul import Compiler
+from nvfp4_tvm.codegen.compiling import Compiler
 from nvfp4_tvm.codegen.single import BuiltLaunch, build_launch
 from nvfp4_tvm.schedules.dequant import dequantize_kernel
 from nvfp4_tvm.schedules.kernel import Launch

@@ -7,11 +7,10 @@ allocates nothing and launches on the current stream, so that it can be captured
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import tvm
@@ -20,20 +19,15 @@ from tvm.target import Target
 
 from nvfp4_tvm.arch import get_arch
 from nvfp4_tvm.codegen.cache import compile_cached
-from nvfp4_tvm.codegen.host import Branch, host_function, lower_host
-from nvfp4_tvm.codegen.launch import LoweredLaunch, link, lower_launch, with_host
-from nvfp4_tvm.codegen.machine_code import BuildLog, MachineCode
+from nvfp4_tvm.codegen.compiling import Compiler, Compiling, begin
+from nvfp4_tvm.codegen.launch import with_host
+from nvfp4_tvm.codegen.machine_code import BuildLog
 from nvfp4_tvm.codegen.workspace import Bytes, bound, exact
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules.base import KernelRule, MatmulProblem, MRange
 from nvfp4_tvm.schedules.dispatch import kernels_for
 from nvfp4_tvm.schedules.kernel import CudaKernel
 from nvfp4_tvm.schedules.tuned import digest
-
-logger = logging.getLogger(__name__)
-
-#: Compiles CUDA source for an architecture.
-Compiler = Callable[[str, str], MachineCode]
 
 
 @dataclass(frozen=True)
@@ -105,12 +99,6 @@ def host_name(problem: MatmulProblem) -> str:
     return "_".join(parts)
 
 
-def launch_names(name: str, kernel: CudaKernel) -> tuple[str, ...]:
-    """Return the names of a kernel's launches behind the host function ``name``."""
-    count = len(kernel.launches)
-    return tuple(f"{name}_{kernel.name}" + (f"_{index}" if count > 1 else "") for index in range(count))
-
-
 _built: dict[tuple[MatmulProblem, str, str, Compiler], BuiltMatmul] = {}
 _built_lock = threading.Lock()
 
@@ -179,22 +167,16 @@ def build_kernels(
 
 
 @dataclass(frozen=True)
-class _Compiling:
+class _Matmul:
     """A matmul whose kernels are lowered, while their sources are being compiled."""
 
     problem: MatmulProblem
-    kernels: tuple[tuple[MRange, CudaKernel], ...]
-    target: Target
-    launches: tuple[LoweredLaunch, ...]
-    codes: tuple[Future[MachineCode], ...]
+    compiling: Compiling
 
     def finish(self) -> BuiltMatmul:
-        name = host_name(self.problem)
-        codes = [code.result() for code in self.codes]
-        branches = [Branch(m_range, kernel, launch_names(name, kernel)) for m_range, kernel in self.kernels]
-        host = lower_host(host_function(name, self.problem, branches, self.target))
-        module = link(host, self.launches, codes, self.target)
-        return BuiltMatmul(name, self.problem, module, self.kernels, bound(self.kernels), BuildLog(codes))
+        module, log = self.compiling.finish()
+        kernels = self.compiling.kernels
+        return BuiltMatmul(self.compiling.name, self.problem, module, kernels, bound(kernels), log)
 
 
 def _begin(
@@ -203,18 +185,8 @@ def _begin(
     target: Target,
     compiler: Compiler,
     pool: ThreadPoolExecutor,
-) -> _Compiling:
-    """Lower kernels, and have their sources compiled: NVRTC releases Python's lock, so both go on at once."""
-    name = host_name(problem)
-    logger.info("%s: %s", name, ", ".join(f"M {m_range}: {kernel.name}" for m_range, kernel in kernels))
-    lowered: dict[str, LoweredLaunch] = {}
-    codes = []
-    for _, kernel in kernels:
-        for symbol, launch in zip(launch_names(name, kernel), kernel.launches, strict=True):
-            if symbol not in lowered:
-                lowered[symbol] = lower_launch(launch, symbol, target)
-                codes.append(pool.submit(compiler, lowered[symbol].source, lowered[symbol].arch))
-    return _Compiling(problem, tuple(kernels), target, tuple(lowered.values()), tuple(codes))
+) -> _Matmul:
+    return _Matmul(problem, begin(host_name(problem), problem, kernels, target, compiler, pool))
 
 
 def _merged(chosen: Sequence[tuple[MRange, KernelRule, object]]) -> list[tuple[MRange, CudaKernel]]:

@@ -6,7 +6,7 @@ from tvm.target import Target
 
 from nvfp4_tvm import layout
 from nvfp4_tvm.codegen.cache import compile_cached
-from nvfp4_tvm.codegen.matmul import Compiler
+from nvfp4_tvm.codegen.compiling import Compiler
 from nvfp4_tvm.codegen.single import BuiltLaunch, build_launch
 from nvfp4_tvm.schedules.kernel import Launch
 from nvfp4_tvm.schedules.repack_kernel import Config, k_multiple, repack_kernel

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import tvm
 from tvm.target import Target
 
+from nvfp4_tvm.codegen.compiling import Compiler
 from nvfp4_tvm.codegen.launch import link, lower_launch, with_host
 from nvfp4_tvm.codegen.machine_code import BuildLog
-from nvfp4_tvm.codegen.matmul import Compiler
 from nvfp4_tvm.errors import TargetError
 from nvfp4_tvm.schedules.kernel import Launch
 
 
 @dataclass(frozen=True)
 class BuiltLaunch:
-    """A compiled launch.
+    """A compiled launch, or several behind one host function.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class BuiltLaunch:
     module : tvm.runtime.Module
         Host code that imports the CUDA module.
     log : BuildLog
-        Resources of the kernel.
+        Resources of the kernels.
     """
 
     name: str

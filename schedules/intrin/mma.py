@@ -26,15 +26,13 @@ from tvm.script import tirx as T
 from nvfp4_tvm.layout import LANES
 from nvfp4_tvm.schedules.intrin import fp4_decode
 from nvfp4_tvm.schedules.intrin.fp4_decode import decoded, decoded_scale, half_value
-
-#: PTX names of the operand types.
-PTX_TYPE = {"bfloat16": "bf16", "float16": "f16"}
+from nvfp4_tvm.schedules.intrin.mma_sync import PTX_TYPE, mma_name
 
 _MMA = """
 __device__ __forceinline__ void nvfp4_mma_{ptx}(
     float& c0, float& c1, float& c2, float& c3,
     unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {{
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.{ptx}.{ptx}.f32 "
+  asm("{instruction} "
       "{{%0,%1,%2,%3}},{{%4,%5,%6,%7}},{{%8,%9}},{{%0,%1,%2,%3}};"
       : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }}
@@ -110,7 +108,8 @@ def fill() -> str:
 @cache
 def mma(dtype: str) -> str:
     """``C[32, 4] += A[32, 4] x B[32, 2]``: one mma.m16n8k16."""
-    name, source = f"nvfp4_mma_{PTX_TYPE[dtype]}", _MMA.format(ptx=PTX_TYPE[dtype])
+    name = f"nvfp4_mma_{PTX_TYPE[dtype]}"
+    source = _MMA.format(ptx=PTX_TYPE[dtype], instruction=mma_name(dtype))
 
     @T.prim_func(s_tir=True)
     def desc(a: T.handle, b: T.handle, c: T.handle) -> None:

@@ -43,11 +43,12 @@ def test_every_m_has_a_kernel(problem):
     ids=str,
 )
 def test_machine_code_for_every_architecture(arch, problem):
-    built = build_dense(problem, cuda_target(arch).target)
-    assert len(built.log.usage) == len(built.kernels)
+    target = cuda_target(arch).target
+    built, kernels = build_dense(problem, target), dense_kernels(problem, target)
+    assert len(built.log.usage) == len(kernels)
     for usage in built.log.usage.values():
         assert usage.spill_stores == usage.spill_loads == usage.stack == 0
-    for module, (_, kernel) in zip(built.log.modules, built.kernels, strict=True):
+    for module, (_, kernel) in zip(built.log.modules, kernels, strict=True):
         counts = count_instructions(sass(module.fatbin, arch))
         mma = [name for name in counts if name.startswith("HMMA.16816.F32")]
         assert mma and all(("BF16" in name) == (problem.dtype == "bfloat16") for name in mma), kernel.name
