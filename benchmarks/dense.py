@@ -5,7 +5,7 @@
 
 Checkpoints leave the head and some layers unquantized; compiled without cuBLAS they run these kernels
 (:mod:`nvfp4_tvm.schedules.dense`). ``_us`` are microseconds a launch in one CUDA graph, every launch with the next
-of a ring of weights, four times the L2 (but at most 400 of them); ``_err`` are relative errors against float64, and
+of a ring of weights, four times the L2 (at most 400 of them); ``_err`` are relative errors against float64, and
 a time without a right result is not recorded. ``--sweep`` tries configurations of the kernel instead and tells the
 best for each M.
 """
