@@ -6,6 +6,7 @@ import tvm
 from nvfp4_tvm.codegen import CompileError, compile_machine_code
 from nvfp4_tvm.codegen import matmul as codegen_matmul
 from nvfp4_tvm.codegen.cache import VARIABLE
+from nvfp4_tvm.codegen.compiling import launch_names
 from nvfp4_tvm.codegen.fatbin import extract_fatbins
 from nvfp4_tvm.codegen.matmul import build_matmul, build_matmuls, host_name
 from nvfp4_tvm.errors import NVFP4Error, ShapeError
@@ -91,7 +92,7 @@ def test_several_are_built_as_each_alone():
         assert built.problem == problem and built.module.implements_function(host_name(problem))
         # In the order of the launches, whichever compiled first
         assert [module.implements_function(f"{launch}_kernel") for module, launch in zip(
-            built.module.imports, codegen_matmul.launch_names(built.name, built.kernels[0][1]), strict=True
+            built.module.imports, launch_names(built.name, built.kernels[0][1]), strict=True
         )] == [True] * len(built.log.modules)  # fmt: skip
     assert len(begun) == 3
 
