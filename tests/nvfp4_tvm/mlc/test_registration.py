@@ -67,18 +67,23 @@ def test_external_kernels_are_off_within_and_on_again_after_an_error():
     extern.STORE = extern.ExternModuleStore()
 
 
-def test_a_model_is_asked_for_its_sources_without_external_kernels(monkeypatch):
+def test_a_model_is_asked_for_its_sources_without_external_kernels(mlc_llm, small, modelopt, monkeypatch):
     """By `_quantize`, for a checkpoint whose layers are recorded."""
+    from mlc_llm.model.small import huggingface
     from mlc_llm.op import extern
 
     seen = []
 
-    def source(_config, _quantization):
+    def source(*arguments):
         seen.append(extern.STORE.cutlass_group_gemm)
-        return SimpleNamespace(param_map={})
+        return huggingface(*arguments)
 
     monkeypatch.setattr(extern, "STORE", extern.ExternModuleStore(cutlass_group_gemm=True))
-    monkeypatch.setattr("nvfp4_tvm.mlc.record.record_of", lambda _: object())
-    monkeypatch.setattr("nvfp4_tvm.mlc.mutator.quantize_model", lambda *arguments: arguments[-1])
-    model, _ = registration._quantize(lambda *_: ("model", None), source, "config", "quantization")
-    assert seen == [False] and model == {} and extern.STORE.cutlass_group_gemm
+    config = small.config.from_file(modelopt / "config.json")
+    quantization = mlc_llm.quantization.QUANTIZATION["nvfp4_skel"]
+    _, quant_map = registration._quantize(small.quantize["no-quant"], source, config, quantization)
+    assert seen == [False] and extern.STORE.cutlass_group_gemm
+    assert (
+        "layers.0.o_proj.weight" in quant_map.param_map
+        and "layers.1.o_proj.weight" not in quant_map.param_map
+    )
