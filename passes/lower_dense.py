@@ -25,6 +25,7 @@ from nvfp4_tvm.passes.rewrite_matmul import is_call
 from nvfp4_tvm.schedules.base import ACTIVATION_DTYPES
 from nvfp4_tvm.schedules.cpu_dense import dense
 from nvfp4_tvm.schedules.dense import fits
+from nvfp4_tvm.schedules.dense_kernel import ELEMENTS
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,9 @@ logger = logging.getLogger(__name__)
 class _Lowerer(PyExprMutator):
     """Finds linear layers and flattens their rows; what is called is up to the target."""
 
-    #: What there are kernels for.
-    wanted: str
-
     def __init__(self, mod: tvm.IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
-        self.left: set[DenseProblem] = set()
 
     def takes(self, problem: DenseProblem) -> bool:
         """Whether there is a kernel for a layer."""
@@ -48,18 +45,6 @@ class _Lowerer(PyExprMutator):
     def lower(self, problem: DenseProblem, x: relax.Expr, weight: relax.Expr) -> relax.Expr:
         """Return the product [M, N] of x [M, K] and a weight."""
         raise AssertionError("abstract")
-
-    def leave(self, problem: DenseProblem) -> None:
-        """Tell, once, that TVM's schedule runs a layer."""
-        if problem not in self.left:
-            self.left.add(problem)
-            logger.warning(
-                "linear layer [%s, %d] of %s: TVM's own schedule runs it; this project's kernel takes %s",
-                problem.out_N,
-                problem.K,
-                problem.dtype,
-                self.wanted,
-            )
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
@@ -70,7 +55,6 @@ class _Lowerer(PyExprMutator):
         known = int(N) if isinstance(N, tvm.tirx.IntImm) else None
         problem = DenseProblem(known, int(K), str(weight.ty.dtype), str(call.ty.dtype))
         if not self.takes(problem):
-            self.leave(problem)
             return call
         rows, leading = flatten(self.builder_, call.args[0])
         out = self.lower(problem, rows, weight)
@@ -96,15 +80,13 @@ class _Lowerer(PyExprMutator):
 
 @mutator
 class _LowererToTIR(_Lowerer):
-    wanted = "a number of rows that is known when it is compiled"
-
     def __init__(self, mod: tvm.IRModule, target: Target) -> None:
         super().__init__(mod, target)
         self.kernels: dict[DenseProblem, tvm.ir.GlobalVar] = {}
 
     def takes(self, problem: DenseProblem) -> bool:
-        """Take layers whose number of rows is known."""
-        return problem.N is not None
+        """Take every layer."""
+        return True
 
     def kernel(self, problem: DenseProblem) -> tvm.ir.GlobalVar:
         """Return the kernel of ``problem``, adding it to the module on first use."""
@@ -123,16 +105,27 @@ class _LowererToTIR(_Lowerer):
 
 @mutator
 class _LowererToMachineCode(_Lowerer):
-    wanted = "16-bit operands with K a multiple of 8"
-
     def __init__(self, mod: tvm.IRModule, target: Target, log: BuildLog) -> None:
         super().__init__(mod, target)
         self.log = log
         self.built: dict[DenseProblem, BuiltLaunch] = {}
+        self.left: set[DenseProblem] = set()
 
     def takes(self, problem: DenseProblem) -> bool:
-        """Take 16-bit layers."""
-        return fits(problem, self.target)
+        """Take 16-bit layers; tell of any other, once, that TVM's schedule runs it."""
+        if fits(problem, self.target):
+            return True
+        if problem not in self.left:
+            self.left.add(problem)
+            logger.warning(
+                "linear layer [%s, %d] of %s: TVM's own schedule runs it; this project's kernel takes 16-bit "
+                "operands with K a multiple of %d",
+                problem.out_N,
+                problem.K,
+                problem.dtype,
+                ELEMENTS,
+            )
+        return False
 
     def lower(self, problem: DenseProblem, x: relax.Expr, weight: relax.Expr) -> relax.Expr:
         """Call the host function."""

@@ -12,7 +12,6 @@ from tvm.target import Target
 from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
-from nvfp4_tvm.errors import ShapeError
 from nvfp4_tvm.schedules.cpu_common import horizontal_sum, load, named, store, zeros
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
 from nvfp4_tvm.schedules.intrin.cpu_decode import decoder_for
@@ -23,47 +22,49 @@ TILE_MANY = (4, 4)
 
 
 def dense(problem: DenseProblem, target: Target) -> PrimFunc:
-    """Return the scheduled kernel for an llvm target; N must be known.
-
-    Raises
-    ------
-    ShapeError
-        If it is not.
-    """
-    if problem.N is None:
-        raise ShapeError(f"{problem.label}: the number of rows is open, expected a constant on the CPU")
+    """Return the scheduled kernel for an llvm target."""
     lanes = decoder_for(target).lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("cpu_dense")
         T.func_attr({"tirx.is_scheduled": 1, "tirx.noalias": True})
         M = named("M", T.int64())
+        N = named("N", T.int64()) if problem.N is None else problem.N
         x, w, out = (
             named(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))
             for name, shape, dtype in (
                 ("x", (M, problem.K), problem.dtype),
-                ("w", (problem.N, problem.K), problem.dtype),
-                ("out", (M, problem.N), problem.out_dtype),
+                ("w", (N, problem.K), problem.dtype),
+                ("out", (M, N), problem.out_dtype),
             )
         )
         with T.If(M == 1):
             with T.Then():
-                _tiles(problem, M, x, w, out, lanes, *TILE_ONE)
+                _tiles(problem, M, N, x, w, out, lanes, *TILE_ONE)
             with T.Else():
-                _tiles(problem, M, x, w, out, lanes, *TILE_MANY)
+                _tiles(problem, M, N, x, w, out, lanes, *TILE_MANY)
     return builder.get()
 
 
 def _tiles(
-    problem: DenseProblem, M: Expr, x: Buffer, w: Buffer, out: Buffer, lanes: int, tile_m: int, tile_n: int
+    problem: DenseProblem,
+    M: Expr,
+    N: Expr | int,
+    x: Buffer,
+    w: Buffer,
+    out: Buffer,
+    lanes: int,
+    tile_m: int,
+    tile_n: int,
 ) -> None:
-    N = problem.N
-    assert N is not None
-    with T.parallel(-(-N // tile_n)) as block, T.serial((M + (tile_m - 1)) // tile_m) as row_block:
+    with (
+        T.parallel((N + (tile_n - 1)) // tile_n) as block,
+        T.serial((M + (tile_m - 1)) // tile_m) as row_block,
+    ):
         # Rows past the end repeat the last one and are not stored.
         ms = [row_block * tile_m + i for i in range(tile_m)]
         ns = [block * tile_n + i for i in range(tile_n)]
         inside_m = [T.min(m, M - 1) for m in ms] if tile_m > 1 else ms
-        inside_n = [T.min(n, N - 1) for n in ns] if N % tile_n else ns
+        inside_n = [T.min(n, N - 1) for n in ns] if problem.N is None or problem.N % tile_n else ns
         sums = named("sums", T.alloc_buffer((tile_m, tile_n, lanes), "float32"))
         # Operands widen on their way into buffers: TVM 0.27 does not legalise a bfloat16 cast in a binding.
         xs = named("xs", T.alloc_buffer((tile_m, lanes), "float32"))

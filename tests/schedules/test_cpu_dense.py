@@ -10,11 +10,11 @@ LLVM = resolve_target("llvm").target
 
 
 @pytest.mark.parametrize("M", [1, 2, 4, 5, 33])
-def test_only_the_output_is_written_and_all_of_it(M):
+@pytest.mark.parametrize("known", [True, False])
+def test_only_the_output_is_written_and_all_of_it(known, M):
     N, K = 13, 40
-    function = tvm.compile(
-        tvm.IRModule({"main": dense(DenseProblem(N, K, "float32", "float32"), LLVM)}), LLVM
-    )
+    problem = DenseProblem(N if known else None, K, "float32", "float32")
+    function = tvm.compile(tvm.IRModule({"main": dense(problem, LLVM)}), LLVM)
     rng = np.random.default_rng(M)
     x, w = rng.standard_normal((M, K), np.float32), rng.standard_normal((N, K), np.float32)
     out = tensor(np.full((M, N), np.nan, np.float32))
