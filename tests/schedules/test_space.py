@@ -1,26 +1,57 @@
-import dataclasses
-import random
-from itertools import pairwise
+from dataclasses import dataclass
 
 import pytest
 
 from nvfp4_tvm.arch import ARCHS
-from nvfp4_tvm.errors import NVFP4Error
+from nvfp4_tvm.errors import NVFP4Error, ShapeError
 from nvfp4_tvm.schedules.base import MRange
-from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
-from nvfp4_tvm.schedules.gemv import Gemv, candidates
-from nvfp4_tvm.schedules.gemv_measured import MEASURED
-from nvfp4_tvm.schedules.model import COPY_SHARE, floor_us, usual_card
-from nvfp4_tvm.schedules.space import HOPELESS, LARGE_M, decode, distance, encode, judged_at
-from nvfp4_tvm.schedules.space_gemv import START
-from nvfp4_tvm.schedules.spaces import SPACES, space_of
+from nvfp4_tvm.schedules.model import Footprint
+from nvfp4_tvm.schedules.space import HOPELESS, LARGE_M, Space, decode, distance, encode, judged_at
 
-SHAPES = [(4096, 4096), (5376, 21504), (24, 48), (1024, 512)]
-RANGES = [MRange(1, 1), MRange(9, 16), MRange(17, 32), MRange(129, 192), MRange(2049)]
-HOPPER = {"gemm_cluster", "gemm_wgmma", "gemm_wgmma_ss"}
-#: Rows that a family has candidates for on sm_90, and 5376x21504 a choice of its own.
-SERVED = {"gemv": MRange(9, 16), "gemm_wgmma_ss": MRange(193, 256)}
-FAMILY = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
+SM_80 = ARCHS["sm_80"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    rows: int = 8
+    stages: int = 1
+    wide: bool = False
+
+    def __post_init__(self):
+        if self.rows == 32 and self.stages == 2:
+            raise ShapeError("too large")
+
+
+class TileSpace(Space):
+    """Tiles that take 1 us for each row; the largest does not fit an SM."""
+
+    name = "tile"
+    config_type = Tile
+    decisions = {"rows": (8, 10, 32, 64), "stages": (1, 2), "wide": (False,)}  # noqa: RUF012
+
+    def __init__(self, default=None):
+        self._default = default
+
+    def rule(self, config):
+        raise AssertionError("not needed")
+
+    def rows(self, arch):
+        return MRange(2, 100) if arch is SM_80 else None
+
+    def default(self, N, K, M, arch):
+        return self._default
+
+    def footprint(self, config, M):
+        return Footprint(128, 32, 0 if config.rows < 64 else SM_80.shared_per_block + 1)
+
+    def suits(self, config, N, K, M):
+        return N >= config.rows
+
+    def values(self, name, chosen):
+        return (1,) if name == "stages" and chosen["rows"] == 64 else super().values(name, chosen)
+
+    def time(self, config, N, K, M, arch):
+        return float(config.rows)
 
 
 def test_what_ranges_are_judged_at():
@@ -28,139 +59,62 @@ def test_what_ranges_are_judged_at():
     assert judged_at(MRange(LARGE_M + 1)) == LARGE_M + 1
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
-@pytest.mark.parametrize(("N", "K"), SHAPES)
-def test_candidates(arch, N, K):
-    arch = ARCHS[arch]
-    for M in RANGES:
-        families = set()
-        for family, space in SPACES.items():
-            found = space.candidates(N, K, M, arch)
-            if not found:
-                continue
-            families.add(family)
-            assert len(set(found)) == len(found)
-            times = [space.time(config, N, K, judged_at(M), arch) for config in found]
-            assert max(times[1:], default=0) <= HOPELESS * min(times) * 1.0001
-            for config in random.Random(0).sample(found, min(len(found), 20)):
-                assert space.legal(config, N, K, M, arch)
-                block = space.footprint(config, judged_at(M))
-                assert arch.blocks_per_sm(block.threads, block.registers, block.shared) > 0
-            default = space.default(N, K, M, arch)
-            if default is not None and space.legal(default, N, K, M, arch):
-                assert found[0] == default
-        assert families, M
-        assert families & HOPPER <= (HOPPER if arch.wgmma and M.low >= 17 else set())
+def test_configurations_are_what_decisions_allow_and_checks_out():
+    found = list(TileSpace().configs(SM_80))
+    assert found == [Tile(8), Tile(8, 2), Tile(10), Tile(10, 2), Tile(32), Tile(64)]
 
 
-@FAMILY
-def test_what_families_choose_is_in_their_spaces(space):
-    """Else the tuner could not compare its finds with what they replace."""
-    for arch in ARCHS.values():
-        for N, K in SHAPES[:2]:
-            for M in RANGES:
-                rows = space.rows(arch)
-                default = space.default(N, K, M, arch) if rows is not None and M.low in rows else None
-                if default is not None:
-                    assert space.legal(default, N, K, M, arch), (arch.name, N, K, M, default)
+@pytest.mark.parametrize(
+    ("config", "N", "M", "arch", "expected"),
+    [
+        (Tile(), 64, MRange(2, 100), "sm_80", True),
+        (Tile(), 64, MRange(1, 100), "sm_80", False),  # rows below
+        (Tile(), 64, MRange(2, 101), "sm_80", False),  # above
+        (Tile(), 64, MRange(2), "sm_80", False),  # without an end
+        (Tile(), 64, MRange(2, 100), "sm_90", False),  # not there
+        (Tile(wide=True), 64, MRange(2, 100), "sm_80", False),  # not a decision
+        (Tile(10), 9, MRange(2, 100), "sm_80", False),  # does not suit
+        (Tile(64), 64, MRange(2, 100), "sm_80", False),  # more shared memory than an SM has
+    ],
+)
+def test_what_is_legal(config, N, M, arch, expected):
+    assert TileSpace().legal(config, N, 64, M, ARCHS[arch]) is expected
 
 
-@FAMILY
-def test_configurations_survive_json(space):
-    arch = ARCHS["sm_90"]
-    M = SERVED.get(space.name, MRange(17, 32))
-    for config in space.candidates(4096, 4096, M, arch)[:50]:
-        assert decode(space, encode(config)) == config
+def test_candidates_are_in_order_and_none_is_hopeless():
+    M = MRange(2, 16)
+    assert 8 * HOPELESS < 32
+    assert TileSpace().candidates(64, 64, M, SM_80) == [Tile(8), Tile(8, 2), Tile(10), Tile(10, 2)]
+    # A choice goes first, however long it takes; among equals, what is near to it
+    assert TileSpace(Tile(32)).candidates(64, 64, M, SM_80)[0] == Tile(32)
+    assert TileSpace(Tile(10, 2)).candidates(64, 64, M, SM_80) == [Tile(10, 2), Tile(8, 2), Tile(8), Tile(10)]
+    assert TileSpace(Tile(64)).candidates(64, 64, M, SM_80)[0] == Tile(8)  # one that is not legal does not
+    assert TileSpace().candidates(4, 64, M, SM_80) == []
 
 
-@FAMILY
-@pytest.mark.parametrize("change", ["missing", "unknown", "type", "bool", "impossible", "list"])
-def test_damaged_configurations_are_refused(space, change):
-    M = SERVED.get(space.name, MRange(17, 32))
-    fields = encode(space.candidates(4096, 4096, M, ARCHS["sm_90"])[0])
-    name = next(iter(fields))
-    if change == "missing":
-        del fields[name]
-    elif change == "list":
-        fields = list(fields)
-    else:
-        key = "nonsense" if change == "unknown" else name
-        fields[key] = {"unknown": 1, "type": "1", "bool": True, "impossible": 100_000}[change]
-    with pytest.raises(NVFP4Error, match=f"{space.name} configuration"):
-        decode(space, fields)
+def test_what_serves_a_number_of_rows():
+    assert TileSpace().served(17, SM_80) == MRange(2, 100)
+    with pytest.raises(AssertionError):
+        TileSpace().served(1, SM_80)
 
 
-@FAMILY
-def test_what_is_not_in_the_space_is_not_legal(space):
-    arch = ARCHS["sm_90"]
-    M = SERVED.get(space.name, MRange(17, 32))
-    config = space.candidates(4096, 4096, M, arch)[0]
-    assert space.legal(config, 4096, 4096, M, arch)
-    name = next(reversed(space.decisions))
-    other = dataclasses.replace(config)
-    object.__setattr__(other, name, 77)
-    assert not space.legal(other, 4096, 4096, M, arch) and distance(config, other) == 1
+def test_distance_is_the_number_of_decisions_that_differ():
+    assert distance(Tile(), Tile()) == 0 and distance(Tile(), Tile(10, 2)) == 2
 
 
-def test_rows_of_a_family_are_kept_to():
-    gemv, mma = SPACES["gemv"], SPACES["gemm_mma"]
-    config = gemv.candidates(4096, 4096, MRange(9, 16), ARCHS["sm_90"])[0]
-    assert not gemv.legal(config, 4096, 4096, MRange(9, 33), ARCHS["sm_90"])
-    assert not gemv.legal(config, 4096, 4096, MRange(9), ARCHS["sm_90"])
-    config = mma.candidates(4096, 4096, MRange(17, 32), ARCHS["sm_90"])[0]
-    assert not mma.legal(config, 4096, 4096, MRange(9, 32), ARCHS["sm_90"])
-    wgmma = SPACES["gemm_wgmma"]
-    config = wgmma.candidates(4096, 4096, MRange(17, 32), ARCHS["sm_90"])[0]
-    assert not wgmma.legal(config, 4096, 4096, MRange(17, 32), ARCHS["sm_89"])
-    cluster = SPACES["gemm_cluster"]
-    config = cluster.candidates(4096, 4096, MRange(97, 128), ARCHS["sm_90"])[0]
-    assert cluster.legal(config, 4096, 4096, MRange(65, 128), ARCHS["sm_90"])
-    assert not cluster.legal(config, 4096, 4096, MRange(97, 129), ARCHS["sm_90"])  # a second tile of tokens
-    assert not cluster.legal(config, 4096, 4096, MRange(97), ARCHS["sm_90"])
-    assert not cluster.legal(config, 4096, 128 * (config.cluster - 1), MRange(97, 128), ARCHS["sm_90"])
-    assert not cluster.legal(config, 4096, 4096, MRange(97, 128), ARCHS["sm_89"])
-
-
-def test_measured_configurations_of_the_gemv_family_are_legal():
-    for N, K in MEASURED:
-        for M in Gemv().ranges(N, K, ARCHS["sm_90"]):
-            default = SPACES["gemv"].default(N, K, M, ARCHS["sm_90"])
-            assert SPACES["gemv"].legal(default, N, K, M, ARCHS["sm_90"]), (N, K, M)
-    # More rows of a large weight are left to the GEMMs
-    assert SPACES["gemv"].default(43008, 5376, MRange(17, 24), ARCHS["sm_90"]) is None
-
-
-def test_each_wgmma_gemm_has_its_own_choices():
-    for M in (MRange(17, 32), MRange(193, 256), MRange(2049)):
-        chosen = [
-            space.default(5376, 21504, M, ARCHS["sm_90"])
-            for name, space in SPACES.items()
-            if name.startswith("gemm_wgmma")
-        ]
-        assert sum(config is not None for config in chosen) == 1, M
-
-
-def test_times_between_the_measured_tiles_of_the_ss_kernel():
-    """A tile of any size takes longer than a narrower one, but for those that wait for the decoder."""
-    space, arch = SPACES["gemm_wgmma_ss"], ARCHS["sm_90"]
-    tokens = space.decisions["tokens"]
-    configs = [SharedWgmmaConfig(t, 4, 2, 1) for t in tokens]
-    times = [space.time(config, 128, 1280, t, arch) for config, t in zip(configs, tokens, strict=True)]
-    assert all(wider >= time * (1 - 1e-9) for time, wider in pairwise(times))
-    assert times[tokens.index(128)] == pytest.approx(times[tokens.index(192)])
-    assert times[tokens.index(224)] == pytest.approx((times[-1] * 16 + times[tokens.index(208)] * 32) / 48)
-
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
-def test_gemv_times_are_no_less_than_a_copy_s(arch):
-    space = space_of("gemv")
-    card = usual_card(ARCHS[arch])
-    for N, K in ((4096, 4096), (43008, 5376)):
-        floor = floor_us(N, K, 8, COPY_SHARE * card.bandwidth)
-        times = [space.time(config, N, K, 8, ARCHS[arch]) for _, config in candidates(N, K, 1, ARCHS[arch])]
-        assert floor < min(times) < 2 * floor + START
-
-
-def test_an_unknown_family():
-    with pytest.raises(NVFP4Error, match="kernel family 'x'"):
-        space_of("x")
+def test_fields_of_a_configuration():
+    config = Tile(10, 2, True)
+    assert (
+        encode(config) == {"rows": 10, "stages": 2, "wide": True}
+        and decode(TileSpace(), encode(config)) == config
+    )
+    for damaged in (
+        {"rows": 10},
+        [10, 2, True],
+        {**encode(config), "wide": 1},
+        {**encode(config), "rows": 10.0},
+    ):
+        with pytest.raises(NVFP4Error, match="tile configuration"):
+            decode(TileSpace(), damaged)
+    with pytest.raises(NVFP4Error, match="too large"):
+        decode(TileSpace(), {"rows": 32, "stages": 2, "wide": False})
