@@ -1,203 +1,158 @@
-"""Run a CUDA kernel on the CPU: its generated source, compiled as C++ with a few words of CUDA explained.
+"""Run a CUDA kernel on the CPU: its generated source, compiled as C++ with PTX's instructions as functions.
 
-The host function of the launch is the real one, with its checks and its grid. Where threads of a block talk to
-each other, by barriers or ``mma.sync``, each is a thread of the CPU; else they run one after the other.
+The host function of the launch is the real one, with its checks and its grid. What threads of a block, blocks of a
+cluster or of a whole grid tell each other, they tell each other here (``cuda/threads.h``); asynchronous copies and
+products are done at the latest or at the earliest moment that the kernel allows, so that a result that depends on
+the moment shows.
 """
 
 import ctypes
 import itertools
 import os
-import re
 import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import tvm
 import tvm_ffi
+from cuda_source import as_cpp
 
 from nvfp4_tvm.codegen.launch import lower_launch, with_host
 
-_PRELUDE = """
-#include <cstdint>
-#include <algorithm>
-using std::min;
-#define __global__
-#define __device__
-#define __forceinline__ inline
-#define __launch_bounds__(n)
-typedef unsigned int uint; typedef unsigned char uchar;
-static thread_local struct { int x; } threadIdx;
-static struct { int x; } blockIdx;
-static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
-  uint64_t both = (uint64_t)b << 32 | a, r = 0;
-  for (int i = 0; i < 4; ++i) r |= (both >> 8 * (s >> 4 * i & 7) & 255) << 8 * i;
-  return r;
-}
-static int __shfl_sync(unsigned, int value, int, int) { return value; }
-static unsigned lop3(unsigned a, unsigned b, unsigned c, int table) {
-  unsigned r = 0;
-  for (int i = 0; i < 8; ++i)
-    if (table >> i & 1) r |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
-  return r;
-}
+_HEADERS = Path(__file__).parent / "cuda"
+_OPTIONS = ("-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{_HEADERS}")
+_RUN = """
+extern "C" const char* run({signature}, int* shape, uint64_t order, int is_late) {{
+  Index grid{{shape[0], shape[1], shape[2]}}, block{{shape[3], shape[4], shape[5]}};
+  int blocks = grid.x * grid.y * grid.z, cluster = shape[6], together = shape[7] ? blocks : cluster;
+  kernel_call = [&] {{ {kernel}({arguments}); }};
+  late = is_late;
+  failure.clear();
+  ptx::promised.clear();
+  for (int first = 0; first < blocks && failure.empty(); first += together)
+    run_blocks(first, std::min(together, blocks - first), grid, cluster, block, order);
+  return failure.c_str();
+}}
 """
-#: For blocks whose threads talk. Which element of a matrix a lane holds: PTX ISA, "Matrix Fragments for
-#: mma.m16n8k16 with floating point type"; sums of products are in double, so nothing is lost before the last.
-_TOGETHER = """
-#include <cmath>
-#include <cstring>
-#include <barrier>
-#include <memory>
-#include <thread>
-#include <vector>
-typedef uint16_t half;
-struct nv_bfloat16 {
-  uint16_t bits;
-  nv_bfloat16(float value) {
-    uint32_t v;
-    std::memcpy(&v, &value, 4);
-    bits = (v + 0x7FFF + (v >> 16 & 1)) >> 16;
-  }
-};
-static std::unique_ptr<std::barrier<>> block_barrier;
-static std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
-static std::vector<std::vector<uint32_t>> given;
-static void __syncthreads() { block_barrier->arrive_and_wait(); }
-static double bf16(uint16_t bits) {
-  uint32_t v = (uint32_t)bits << 16;
-  float value;
-  std::memcpy(&value, &v, 4);
-  return value;
-}
-static double f16(uint16_t bits) {
-  int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  double value = exponent == 31 ? (mantissa ? NAN : INFINITY)
-                 : exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
-  return bits >> 15 ? -value : value;
-}
-template <double (*number)(uint16_t)>
-static void mma(float** d, const uint32_t* ab, const float* c) {
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int i = 0; i < 6; ++i) given[warp][lane * 6 + i] = ab[i];
-  warp_barriers[warp]->arrive_and_wait();
-  auto element = [&](int source, int reg, int half) {
-    return number(given[warp][source * 6 + reg] >> 16 * half & 0xFFFF);
-  };
-  float result[4];
-  for (int z = 0; z < 4; ++z) {
-    int row = lane / 4 + z / 2 * 8, column = lane % 4 * 2 + z % 2;
-    double sum = c[z];
-    for (int k = 0; k < 16; ++k) {
-      int quad = k % 8 / 2;
-      double a = element(row % 8 * 4 + quad, row / 8 + k / 8 * 2, k % 2);
-      sum += a * element(column * 4 + quad, 4 + k / 8, k % 2);
-    }
-    result[z] = sum;
-  }
-  warp_barriers[warp]->arrive_and_wait();
-  for (int z = 0; z < 4; ++z) *d[z] = result[z];
-}
-"""
-_MMA = re.compile(
-    r"__forceinline__ __device__ void (tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_(b?f16)_\w+)"
-    r"\([^\n]*\n[^\n]*\n}"
-)
-_SHARED = re.compile(r"__shared__ (alignas\(\d+\))")
-#: Functions that TVM generates for vectors, and what they do: load or store 2 or 4 words.
-_VECTOR = re.compile(
-    r"__forceinline__ __device__ void (tvm_builtin_ptx_(ld|st)_vec_\w*v(\d)_u32)\([^\n]*\n[^\n]*\n}"
-)
-_LOP3 = re.compile(
-    r'asm\("lop3.b32 %0, %1, %2, %3, (\w+);" : "=r"\((\w+)\) : "r"\((.+?)\), "r"\((.+?)\), "r"\((.+?)\)\);'
-)
-_OPTIONS = ("-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread")
-#: What follows on TVM's headers.
-_FIRST_OWN = re.compile(r"#ifndef NVFP4|__forceinline__ __device__ void tvm_")
 _numbers = itertools.count()
 
 
-def _vector(match):
-    name, kind, lanes = match[1], match[2], int(match[3])
-    words = [f"uint{'&' if kind == 'ld' else ''} w{i}" for i in range(lanes)]
-    arguments = [*words, "const void* p"] if kind == "ld" else ["const void* p", *words]
-    # Vectors must be aligned on a GPU
-    lines = [f"if ((uintptr_t)p % {4 * lanes}) __builtin_trap();"]
-    for i in range(lanes):
-        word = f"((uint*)p)[{i}]"
-        lines.append(f"w{i} = {word};" if kind == "ld" else f"{word} = w{i};")
-    return f"static void {name}({', '.join(arguments)}) {{ {' '.join(lines)} }}"
+def kernel_on_host(kernel, target, edit=None):
+    """Return ``f(operands, out, order=0, late=True)`` that runs the launches of a kernel and returns ``out``.
+
+    Parameters
+    ----------
+    kernel : CudaKernel
+        Its workspaces are full of NaN at first, or of ones.
+    target, edit
+        See `on_host`.
+    """
+    functions = [on_host(launch, target, edit) for launch in kernel.launches]
+
+    def run(operands, out, **how):
+        memory, M = {**operands, "out": out}, len(out)
+        for workspace in kernel.workspaces:
+            shape = tuple(map(int, workspace.shape(M)))
+            poison = 0xFFFFFFFF if workspace.dtype == "uint32" else np.nan
+            memory[workspace.name] = np.full(shape, poison, workspace.dtype)
+        for launch, function in zip(kernel.launches, functions, strict=True):
+            found = function(*(memory[name] for name in launch.arguments), **how)
+            memory.update(zip(launch.arguments, found, strict=True))
+        return memory["out"]
+
+    return run
 
 
-def _mma(match):
-    d = ", ".join(f"float& d{i}" for i in range(4))
-    ab = ", ".join(f"uint32_t ab{i}" for i in range(6))
-    c = ", ".join(f"float c{i}" for i in range(4))
-    return f"""static void {match[1]}({d}, {ab}, {c}) {{
-  float* d[4] = {{&d0, &d1, &d2, &d3}};
-  uint32_t ab[6] = {{ab0, ab1, ab2, ab3, ab4, ab5}};
-  float c[4] = {{c0, c1, c2, c3}};
-  mma<{match[2]}>(d, ab, c);
-}}"""
+def on_host(launch, target, edit=None):
+    """Return a function that calls a launch with NumPy arrays and returns all of them as they are afterwards.
 
+    It takes two more arguments. ``order`` is that in which threads take turns: 0 that of their numbers, 1 the
+    reverse; others are shuffled. ``late``: asynchronous work is done when it has to be, not when it begins.
 
-def _run(kernel, signature, arguments, together):
-    """Return the C function that runs a kernel's grid."""
-    call = f"{kernel}({', '.join(arguments)})"
-    threads = f"for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) {call};"
-    if together:
-        threads = f"""{{
-    block_barrier = std::make_unique<std::barrier<>>(block);
-    warp_barriers.clear();
-    for (int i = 0; i < block / 32; ++i) warp_barriers.push_back(std::make_unique<std::barrier<>>(32));
-    given.assign(block / 32, std::vector<uint32_t>(32 * 6));
-    std::vector<std::thread> threads;
-    for (int i = 0; i < block; ++i) threads.emplace_back([=] {{ threadIdx.x = i; {call}; }});
-    for (auto& thread : threads) thread.join();
-  }}"""
-    return f"""
-extern "C" void run({signature}, int64_t grid, int64_t block) {{
-  for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {threads}
-}}
-"""
+    Parameters
+    ----------
+    launch : Launch
+    target : Target
+        Of CUDA.
+    edit : callable, optional
+        Changes the source, to see that a mistake shows.
 
-
-def on_host(launch, target):
-    """Return a function that calls a launch with NumPy arrays and returns all of them as they are afterwards."""
+    Raises
+    ------
+    RuntimeError
+        From the function, where threads wait for what does not come, or do what a GPU does not take.
+    """
     name = f"on_host_{next(_numbers)}"
     target = with_host(target)
     lowered = lower_launch(launch, name, target)
-    source = lowered.source[_FIRST_OWN.search(lowered.source).start() :]
-    source = _LOP3.sub(r"\2 = lop3(\3, \4, \5, \1);", _VECTOR.sub(_vector, source))
-    (signature,) = set(re.findall(rf"{name}_kernel\((.*?)\)", source))
-    arguments = [argument.rsplit(" ", 1)[1] for argument in signature.split(", ")]
-    together = "__syncthreads" in source
-    prelude = _PRELUDE + _TOGETHER if together else _PRELUDE
-    source = _SHARED.sub(r"\1 static", _MMA.sub(_mma, source)) + _run(
-        f"{name}_kernel", signature, arguments, together
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        code, library = Path(folder) / "kernel.cc", Path(folder) / "kernel.so"
-        code.write_text(prelude + source)
-        compiler = os.environ.get("CXX", "g++")
-        subprocess.run([compiler, *_OPTIONS, "-o", library, code], check=True)
-        run = ctypes.CDLL(str(library)).run
-    pointers = signature.count("*")
+    source = lowered.source if edit is None else edit(lowered.source)
+    code, parameters = as_cpp(source, f"{name}_kernel")
+    run = _compile(code + _RUN.format(
+        signature=", ".join(parameters), kernel=f"{name}_kernel",
+        arguments=", ".join(parameter.rsplit(" ", 1)[1].lstrip("&") for parameter in parameters),
+    ))  # fmt: skip
+    types = [
+        ctypes.c_void_p if "*" in parameter or "&" in parameter else ctypes.c_int64
+        for parameter in parameters
+    ]
+    (info,) = lowered.kernels.values()
+    tags = [tag for tag in info.launch_param_tags if tag != "tirx.use_programtic_dependent_launch"]
+    # Blocks that wait for others, over memory, must all run
+    whole_grid = "acquire_gpu" in source
+    how = {}
 
     def kernel(*values):
-        given = [value.value if isinstance(value, ctypes.c_void_p) else value for value in values]
-        types = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * (len(arguments) - pointers + 2)
-        run(*(kind(value) for kind, value in zip(types, given[: len(arguments) + 2], strict=True)))
+        values = [value.value if isinstance(value, ctypes.c_void_p) else value for value in values]
+        extents = dict(zip(tags, values[len(types) :], strict=True))
+        axes = [f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx", "clusterCtaIdx") for axis in "xyz"]
+        extents = [extents.get(axis, 1) for axis in axes]
+        assert extents[7:] == [1, 1], "clusters along x"
+        shape = (ctypes.c_int * 8)(*extents[:7], whole_grid)
+        given = [kind(value) for kind, value in zip(types, values, strict=False)]
+        failure = run(*given, shape, how["order"], how["late"])
+        if failure:
+            raise RuntimeError(failure.decode())
 
     tvm_ffi.register_global_func(f"{name}_kernel", kernel, override=True)
     with target:
         module = tvm.get_global_func("target.build.llvm")(lowered.host, target.host)
-    return lambda *arrays: _call(module[name], arrays)
+
+    def call(*arrays, order=0, late=True):
+        how.update(order=order, late=late)
+        return _call(module[name], arrays)
+
+    return call
+
+
+def _compile(code):
+    with tempfile.TemporaryDirectory() as folder:
+        file, library = Path(folder) / "kernel.cc", Path(folder) / "kernel.so"
+        file.write_text(code)
+        subprocess.run([os.environ.get("CXX", "g++"), *_OPTIONS, "-o", library, file], check=True)
+        run = ctypes.CDLL(str(library)).run
+    run.restype = ctypes.c_char_p
+    return lambda *arguments: run(
+        *arguments[:-2], ctypes.c_uint64(arguments[-2]), ctypes.c_int(arguments[-1])
+    )
 
 
 #: Of ``DLTensor::device`` in a tensor object: behind the object's header (24 bytes) and the data pointer.
 _DEVICE_OFFSET = 24 + 8
 _CPU, _CUDA = 1, 2
-_SET_DEVICE = "__tvm_set_device"
+
+
+def _encode_tensor_map(map_, _dtype, rank, data, columns, rows, row_bytes, box_columns, box_rows, *rest):
+    """Fill the ``CUtensorMap`` of ``cuda/ptx.h`` as ``cuTensorMapEncodeTiled`` fills the real one."""
+    *element_strides, interleaved, swizzle, _l2, _outside = rest
+    assert (rank, element_strides, interleaved) == (2, [1, 1], 0)
+    fields = (data.value, columns, rows, row_bytes, box_columns, box_rows, swizzle, row_bytes // columns)
+    assert row_bytes % 16 == 0 and data.value % 16 == 0, "as the driver wants it"
+    ctypes.memmove(map_.value, (ctypes.c_uint64 * len(fields))(*fields), 8 * len(fields))
+
+
+#: What host functions call that this machine has not.
+_STAND_INS = {"__tvm_set_device": lambda *_: None, "runtime.cuTensorMapEncodeTiled": _encode_tensor_map}
 
 
 def _call(function, arrays):
@@ -205,14 +160,17 @@ def _call(function, arrays):
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     devices = [ctypes.c_int32.from_address(tensor.__chandle__() + _DEVICE_OFFSET) for tensor in tensors]
     assert all(device.value == _CPU for device in devices)
-    set_device = tvm_ffi.get_global_func(_SET_DEVICE)
-    tvm_ffi.register_global_func(_SET_DEVICE, lambda *_: None, override=True)
+    real = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in _STAND_INS}
     try:
+        for name, stand_in in _STAND_INS.items():
+            tvm_ffi.register_global_func(name, stand_in, override=True)
         for device in devices:
             device.value = _CUDA
         function(*tensors)
     finally:
         for device in devices:
             device.value = _CPU
-        tvm_ffi.register_global_func(_SET_DEVICE, set_device, override=True)
+        for name, function_ in real.items():
+            if function_ is not None:
+                tvm_ffi.register_global_func(name, function_, override=True)
     return [tensor.numpy() for tensor in tensors]

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import tvm
+from cuda_on_host import on_host
 
 from nvfp4_tvm.codegen import cuda_machine_code
 from nvfp4_tvm.schedules.activation_kernel import tile_activations_kernel
 from nvfp4_tvm.schedules.activation_layout import tile_activations
+from nvfp4_tvm.schedules.kernel import Launch
 from nvfp4_tvm.target import cuda_target
 
 
@@ -38,3 +40,14 @@ def test_tiles_on_the_gpu(K, tokens):
         tile_x(x, tiles, flags)
         assert (tiles.numpy() == expected).all()
         assert not flags.numpy().any()
+
+
+@pytest.mark.parametrize(("K", "tokens"), [(16, 32), (48, 128), (272, 48)])
+def test_tiles_on_the_cpu(K, tokens):
+    kernel = tile_activations_kernel(K, "float16", tokens, (3, 50))
+    run = on_host(Launch(kernel, ("x", "x_tiles", "flags"), "tirx"), cuda_target("sm_90").target)
+    for M in (1, 31, 48, 100):
+        x = np.random.default_rng(M).standard_normal((M, K)).astype(np.float16)
+        expected = tile_activations(x, tokens)
+        _, tiles, flags = run(x, np.full(expected.shape, 0xFFFFFFFF, np.uint32), np.ones((3, 50), np.uint32))
+        assert (tiles == expected).all() and not flags.any()

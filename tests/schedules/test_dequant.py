@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tvm
+from cuda_on_host import kernel_on_host
 from relax_modules import NUMPY, Weight
 
 from nvfp4_tvm import layout, numerics
@@ -46,23 +47,45 @@ def test_refusals_say_why():
         dequantize_kernel(16, 24, "bfloat16", target)
 
 
+def random_weight(N, K, dtype):
+    weight = Weight.random(np.random.default_rng(N + K), N, K)
+    if dtype == "float16":
+        weight.rows[:] = np.minimum(weight.rows, np.float32(10))
+    packed = layout.pack(*weight.arrays())
+    return weight, {name: getattr(packed, name) for name in ("words", "scales", "global_scale")}
+
+
+def empty(N, K, dtype):
+    return np.full((N, K), np.nan).astype(NUMPY[dtype])
+
+
+def assert_equal(found, weight):
+    exact = numerics.dequantize(weight.codes, weight.scales, np.float32(1), np.float32)
+    expected = (exact * weight.rows[:, None]).astype(found.dtype)
+    assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not tvm.cuda(0).exist, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", list(CONVERSIONS))
 @pytest.mark.parametrize(("N", "K"), [(1, 16), (8, 48), (24, 144), (100, 2880), (520, 256)])
 def test_every_bit_on_the_gpu(N, K, dtype):
-    weight = Weight.random(np.random.default_rng(N + K), N, K)
-    if dtype == "float16":
-        weight.rows[:] = np.minimum(weight.rows, np.float32(10))
-    packed = layout.pack(*weight.arrays())
+    weight, operands = random_weight(N, K, dtype)
     capability = tvm.cuda(0).compute_version.replace(".", "")
     target = tvm.target.Target({"kind": "cuda", "arch": f"sm_{capability}"}, host="llvm")
     (launch,) = dequantize_kernel(N, K, dtype, target).launches
     module = tvm.IRModule({"main": launch.function.with_attr("global_symbol", "main")})
     function = tvm.compile(module, target, tir_pipeline=launch.pipeline)["main"]
-    inputs = [tvm.runtime.tensor(a, tvm.cuda(0)) for a in (packed.words, packed.scales, packed.global_scale)]
-    out = tvm.runtime.tensor(np.full((N, K), np.nan).astype(NUMPY[dtype]), tvm.cuda(0))
-    function(*inputs, out)
-    exact = numerics.dequantize(weight.codes, weight.scales, np.float32(1), np.float32)
-    expected = (exact * weight.rows[:, None]).astype(NUMPY[dtype])
-    assert np.array_equal(out.numpy().astype(np.float32), expected.astype(np.float32))
+    out = tvm.runtime.tensor(empty(N, K, dtype), tvm.cuda(0))
+    function(*(tvm.runtime.tensor(array, tvm.cuda(0)) for array in operands.values()), out)
+    assert_equal(out.numpy(), weight)
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "dtype"), [(1, 16, "float32"), (24, 144, "bfloat16"), (100, 272, "float16")]
+)
+def test_every_bit_on_the_cpu(N, K, dtype):
+    weight, operands = random_weight(N, K, dtype)
+    kernel = dequantize_kernel(N, K, dtype, cuda_target("sm_80").target)
+    found = kernel_on_host(kernel, cuda_target("sm_80").target)(operands, empty(N, K, dtype))
+    assert_equal(found, weight)

@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import tvm
+from cuda_on_host import kernel_on_host
 from mma_problems import Case
 from relax_modules import tensor
 
@@ -155,3 +156,31 @@ def test_numbers_on_the_gpu(problem, config):
             outputs.append(memory["out"].numpy())
         case.check(outputs[0])
         assert outputs[0].tobytes() == outputs[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("problem", "config"),
+    [
+        (MatmulProblem(24, 48, MRange(17), "float16", "float16"), MmaConfig(16, 32, 16, 32, token_tiles=1)),
+        (
+            MatmulProblem(101, 528, MRange(17), bias=True, residual=True),
+            MmaConfig(32, 64, 32, 32, k_warps=4, stages=4),
+        ),
+        (
+            MatmulProblem(64, 400, MRange(17), "float16", "float16", activation="silu_mul"),
+            MmaConfig(64, 128, 64, 32, block_k=64, stages=3),
+        ),
+        (MatmulProblem(40, 1040, MRange(17)), MmaConfig(64, 64, 64, 32, splits=3)),
+    ],
+    ids=str,
+)
+def test_numbers_on_the_cpu(problem, config):
+    """The tensorized schedule's generated source."""
+    target = cuda_target("sm_80").target
+    run = kernel_on_host(GemmMma(config).apply(problem, target), target)
+    for M in (17, 33, 100):
+        case = Case.random(problem, M)
+        found = run(case.operands, case.empty(problem))
+        case.check(found)
+    for how in ({"late": False}, {"order": 1}, {"order": 5}):
+        assert run(case.operands, case.empty(problem), **how).tobytes() == found.tobytes()

@@ -2,6 +2,8 @@ import logging
 from itertools import pairwise
 
 import pytest
+from cuda_on_host import kernel_on_host
+from grouped_problems import ROUTINGS, Experts, check, empty
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.codegen.cache import compile_cached
@@ -91,3 +93,15 @@ def test_one_kernel_for_all_ranges_of_a_configuration():
         for M in (MRange(200), MRange(300, 300))
     ]
     assert kernels[0] is kernels[1] and kernels[0].name == "gemm_mma_grouped_32x64x128_w32x32_s2_t2"
+
+
+def test_numbers_on_the_cpu():
+    problem = GroupedProblem(40, 272, experts=9, activation=None)
+    target = cuda_target("sm_80").target
+    rule = GroupedGemm(problem, MmaConfig(32, 32, 32, 32, k_warps=2, stages=3))
+    run, experts = kernel_on_host(rule.apply(problem, target), target), Experts.random(problem)
+    for M, routing in zip((1, 17, 40, 100), ROUTINGS, strict=True):
+        operands, expected = experts.case(M, routing)
+        found = run(operands, empty(problem, M))
+        check(found, expected)
+        assert run(operands, empty(problem, M), late=False, order=1).tobytes() == found.tobytes()

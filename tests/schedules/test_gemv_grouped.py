@@ -2,6 +2,8 @@ import logging
 from itertools import pairwise
 
 import pytest
+from cuda_on_host import kernel_on_host
+from grouped_problems import ROUTINGS, Experts, check, empty
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.codegen.cache import compile_cached
@@ -88,3 +90,23 @@ def test_dependent_launch_waits_before_it_reads_which_experts():
         if arch == "sm_90":
             wait, trigger = body.index("griddepcontrol_wait"), body.index("griddepcontrol_launch_dependents")
             assert wait < min(body.index(name) for name in ("indptr_ptr[", "words_ptr[", "x_ptr[")) < trigger
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        SORTED,
+        GroupedProblem(100, 400, MRange(3, 3), "float16", "float16", experts=9, selected=True, shared_x=True),
+    ],
+    ids=str,
+)
+def test_numbers_on_the_cpu(problem):
+    target = cuda_target("sm_90").target
+    run, experts = (
+        kernel_on_host(GroupedGemv(problem).apply(problem, target), target),
+        Experts.random(problem),
+    )
+    for M in {problem.M.low, problem.M.high}:
+        for routing in ROUTINGS:
+            operands, expected = experts.case(M, routing)
+            check(run(operands, empty(problem, M), order=M), expected)
