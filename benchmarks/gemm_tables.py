@@ -239,6 +239,21 @@ def sanitizer(reports: Sequence[Report]) -> str:
     return f"{'; '.join(where)}.\n\n" + markdown_table(["", "kernels", "", "the tool says"], lines)
 
 
+def emulated(reports: Sequence[Report]) -> str:
+    """Return one table of all files that ``benchmarks/emulate.py`` wrote."""
+    lines = []
+    for report in reports:
+        ways = len(report["ways"])
+        kinds = dict.fromkeys((row["arch"], row["family"]) for row in report["rows"])
+        for kind in kinds:
+            rows = [row for row in report["rows"] if (row["arch"], row["family"]) == kind]
+            runs = sum(len(row["M"]) for row in rows) * ways
+            wrong = [row for row in rows if row["wrong"]]
+            lines.append([" ".join(kind), str(len(rows)), str(runs), str(len(wrong))])
+    where = dict.fromkeys(f"{report['cpu']}, {report['date']}" for report in reports)
+    return f"{'; '.join(where)}.\n\n" + markdown_table(["", "configurations", "runs", "wrong"], lines)
+
+
 #: Instructions that the table of resources counts: tensor cores, 16-byte loads, bulk copies, TMA tensor copies.
 SASS_COLUMNS = ("HMMA", "HGMMA", "LDG.128", "LDGSTS.128", "LDS.128", "UBLKCP", "UTMALDG")
 

@@ -159,6 +159,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[dict[str, Any]]], str]]] = {
     "fuzz": ("fuzz_*.json", convert_tables.fuzz),
     "dense": ("dense_h*.json", dense_layers),
     "e2e": ("e2e_*.json", generation),
+    "emulated": ("emulated_*.json", gemm_tables.emulated),
     "gemm_calls": ("gemm_h*.json", gemm_calls),
     "convert": ("convert_*.json", convert_tables.convert),
     "cpu_linear": ("cpu_linear_*.json", cpu_linear),

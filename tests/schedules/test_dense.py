@@ -4,13 +4,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tvm
+from cuda_on_host import kernel_on_host
 from dense_reference import assert_right
 from relax_modules import NUMPY
 
 from nvfp4_tvm.arch import ARCHS
 from nvfp4_tvm.codegen.dense import build_dense
 from nvfp4_tvm.codegen.sass import count_instructions, sass
-from nvfp4_tvm.schedules.dense import choose, dense_kernels, fits
+from nvfp4_tvm.schedules.dense import choose, dense_kernel, dense_kernels, fits
 from nvfp4_tvm.schedules.dense_kernel import STEP_K
 from nvfp4_tvm.schedules.dense_problem import DenseProblem
 from nvfp4_tvm.target import cuda_target, resolve_target
@@ -68,6 +69,22 @@ def test_what_has_kernels(problem, target, expected):
     target = resolve_target(target).target
     assert fits(problem, target) is expected
     assert (dense_kernels(problem, target) is not None) is expected
+
+
+@pytest.mark.parametrize(("m_range", "config"), choose(replace(HEAD, N=None)), ids=str)
+def test_numbers_of_an_open_head_on_the_cpu(m_range, config):
+    """Of every kernel that a library of MLC-LLM has for its head."""
+    kernel = dense_kernel(replace(HEAD, N=None), config)
+    run = kernel_on_host(kernel, cuda_target("sm_90").target)
+    rng = np.random.default_rng(m_range.low)
+    N, K = 2 * config.rows + 5, HEAD.K
+    weight = rng.standard_normal((N, K)).astype(NUMPY["bfloat16"])
+    for M in (m_range.low, m_range.high or config.tokens + 1):
+        x = rng.standard_normal((M, K)).astype(NUMPY["bfloat16"])
+        out = np.full((M, N), np.nan).astype(NUMPY["bfloat16"])
+        found = [run({"x": x, "weight": weight}, out, order=order) for order in (0, 1)]
+        assert found[0].tobytes() == found[1].tobytes()
+        assert_right(found[0], x, weight, "bfloat16")
 
 
 @pytest.mark.gpu
