@@ -3,7 +3,7 @@
 The host function of the launch is the real one, with its checks and its grid. What threads of a block, blocks of a
 cluster or of a whole grid tell each other, they tell each other here (``cuda/threads.h``); asynchronous copies and
 products are done at the latest or at the earliest moment that the kernel allows, so that a result that depends on
-the moment shows.
+the moment shows. Nothing outside of the tensors that a launch is given may be read or written.
 """
 
 import ctypes
@@ -23,10 +23,11 @@ from nvfp4_tvm.codegen.launch import lower_launch, with_host
 _HEADERS = Path(__file__).parent / "cuda"
 _OPTIONS = ("-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{_HEADERS}")
 _RUN = """
-extern "C" const char* run({signature}, int* shape, uint64_t order, int is_late) {{
+extern "C" const char* run({signature}, int* shape, Span* spans, int count, uint64_t order, int is_late) {{
   Index grid{{shape[0], shape[1], shape[2]}}, block{{shape[3], shape[4], shape[5]}};
   int blocks = grid.x * grid.y * grid.z, cluster = shape[6], together = shape[7] ? blocks : cluster;
   kernel_call = [&] {{ {kernel}({arguments}); }};
+  given.assign(spans, spans + count);
   late = is_late;
   failure.clear();
   ptx::promised.clear();
@@ -110,7 +111,7 @@ def on_host(launch, target, edit=None):
         assert extents[7:] == [1, 1], "clusters along x"
         shape = (ctypes.c_int * 8)(*extents[:7], whole_grid)
         given = [kind(value) for kind, value in zip(types, values, strict=False)]
-        failure = run(*given, shape, how["order"], how["late"])
+        failure = run(*given, shape, *how["spans"], how["order"], how["late"])
         if failure:
             raise RuntimeError(failure.decode())
 
@@ -119,8 +120,10 @@ def on_host(launch, target, edit=None):
         module = tvm.get_global_func("target.build.llvm")(lowered.host, target.host)
 
     def call(*arrays, order=0, late=True):
-        how.update(order=order, late=late)
-        return _call(module[name], arrays)
+        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        how.update(order=order, late=late, spans=_spans(tensors))
+        _call(module[name], tensors)
+        return [tensor.numpy() for tensor in tensors]
 
     return call
 
@@ -155,9 +158,14 @@ def _encode_tensor_map(map_, _dtype, rank, data, columns, rows, row_bytes, box_c
 _STAND_INS = {"__tvm_set_device": lambda *_: None, "runtime.cuTensorMapEncodeTiled": _encode_tensor_map}
 
 
-def _call(function, arrays):
-    """Call a host function for CUDA with NumPy arrays; return the arrays afterwards."""
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
+def _spans(tensors):
+    """Return address and bytes of each tensor, and how many there are."""
+    spans = [number for t in tensors for number in (t.data_ptr(), t.numpy().nbytes)]
+    return (ctypes.c_uint64 * len(spans))(*spans), len(tensors)
+
+
+def _call(function, tensors):
+    """Call a host function for CUDA with tensors of the CPU."""
     devices = [ctypes.c_int32.from_address(tensor.__chandle__() + _DEVICE_OFFSET) for tensor in tensors]
     assert all(device.value == _CPU for device in devices)
     real = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in _STAND_INS}
@@ -173,4 +181,3 @@ def _call(function, arrays):
         for name, function_ in real.items():
             if function_ is not None:
                 tvm_ffi.register_global_func(name, function_, override=True)
-    return [tensor.numpy() for tensor in tensors]

@@ -66,6 +66,10 @@ def as_cpp(source, kernel):
     parameters = [parameter.replace(" __restrict__", "") for parameter in signature.split(", ")]
     parameters = [re.sub(r"const __grid_constant__ CUtensorMap ", "CUtensorMap &", p) for p in parameters]
     source = source.replace("const __grid_constant__ CUtensorMap ", "CUtensorMap& ")
+    for name in re.findall(r"\* __restrict__ (\w+)", signature):
+        # Where an address is taken, the instruction that gets it looks whether it may
+        source = source.replace(f"&({name}[", f"&({name}.raw[")
+    source = re.sub(r"(\w+)\* __restrict__ ", r"Tensor<\1> ", source)
     return '#include "matrices.h"\n' + _with_shared(source), parameters
 
 

@@ -62,6 +62,22 @@ def test_who_waits_for_ever_is_told(kernel, left_out):
         run(kernel, without(left_out))
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        r"words_ptr\[",
+        r"x_tiles_ptr\[",
+        r"flags_ptr\[",
+        r"partials_ptr\[",
+        r"global_scale_ptr\[",
+        r"out_ptr\[",
+    ],
+)
+def test_memory_of_no_tensor_is_told(place):
+    with pytest.raises(RuntimeError, match="memory of no tensor"):
+        run(RS, lambda source: re.sub(rf"(\b{place})", r"\g<1>(1 << 24) + ", source))
+
+
 def test_a_misaligned_address_is_told():
     with pytest.raises(RuntimeError, match="a misaligned address"):
         run(RS, lambda source: re.sub(r"(cp_async_cg\w*\([^;]*?words_ptr\[)", r"\g<1>1 + ", source))

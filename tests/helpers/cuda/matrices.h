@@ -136,28 +136,24 @@ struct Rows {
 };
 template <bool transposed>
 void stmatrix(uint32_t address, std::initializer_list<uint32_t> values) {
-  Rows part{memory(address), {}};
+  Rows part{place(address, 16), {}};
   std::copy(values.begin(), values.end(), part.value);
   together(own_warp(), WARP, part, [&](Rows** lanes) {
     for (size_t j = 0; j < values.size(); ++j)
       for (int i = 0; i < WARP; ++i)
         each_element<transposed>(i, [&](int row, int column, int half) {
-          uint8_t* to = lanes[j * 8 + row]->row;
-          require((uintptr_t)to % 16 == 0, "a misaligned row of a matrix");
-          ((uint16_t*)to)[column] = lanes[i]->value[j] >> 16 * half;
+          ((uint16_t*)lanes[j * 8 + row]->row)[column] = lanes[i]->value[j] >> 16 * half;
         });
   });
 }
 template <bool transposed>
 void ldmatrix(std::initializer_list<uint32_t*> to, uint32_t address) {
-  Rows part{memory(address), {}};
+  Rows part{place(address, 16), {}};
   together(own_warp(), WARP, part, [&](Rows** lanes) {
     for (size_t j = 0; j < to.size(); ++j)
       for (int i = 0; i < WARP; ++i)
         each_element<transposed>(i, [&](int row, int column, int half) {
-          const uint8_t* from = lanes[j * 8 + row]->row;
-          require((uintptr_t)from % 16 == 0, "a misaligned row of a matrix");
-          lanes[i]->value[j] |= (uint32_t)((const uint16_t*)from)[column] << 16 * half;
+          lanes[i]->value[j] |= (uint32_t)((const uint16_t*)lanes[j * 8 + row]->row)[column] << 16 * half;
         });
   });
   size_t j = 0;

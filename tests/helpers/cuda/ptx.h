@@ -91,19 +91,28 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 
 namespace ptx {
 
-template <class Address>
-uint8_t* aligned(Address address, size_t bytes) {
-  uint8_t* at = memory(address);
-  require((uintptr_t)at % bytes == 0, "a misaligned address");
+// A place that an instruction reads or writes.
+inline uint8_t* aligned(uint8_t* at, size_t alignment) {
+  require((uintptr_t)at % alignment == 0, "a misaligned address");
   return at;
 }
+inline uint8_t* place(uint32_t shared, size_t bytes, size_t alignment) {
+  require(shared % SHARED_BYTES + bytes <= SHARED_BYTES, "memory beyond a block's shared memory");
+  return aligned(memory(shared), alignment);
+}
+inline uint8_t* place(const void* global, size_t bytes, size_t alignment) {
+  require_given(global, bytes);
+  return aligned((uint8_t*)global, alignment);
+}
+template <class Address>
+uint8_t* place(Address address, size_t bytes) { return place(address, bytes, bytes); }
 
 inline uint32_t plus(uint32_t address, int bytes) { return address + bytes; }
 inline const void* plus(const void* address, int bytes) { return (const char*)address + bytes; }
 
 template <class T, class Address>
 void ld(std::initializer_list<T*> to, Address address) {
-  const T* from = (const T*)aligned(address, to.size() * sizeof(T));
+  const T* from = (const T*)place(address, to.size() * sizeof(T));
   for (T* one : to) *one = *from++;
 }
 // Of a flag that another block sets: whoever reads it again and again must let that one run.
@@ -115,7 +124,7 @@ void ld_acquire(std::initializer_list<T*> to, Address address) {
 }
 template <class T, class Address>
 void st(Address address, std::initializer_list<T> values) {
-  T* to = (T*)aligned(address, values.size() * sizeof(T));
+  T* to = (T*)place(address, values.size() * sizeof(T));
   for (T one : values) *to++ = one;
 }
 
@@ -172,7 +181,7 @@ struct Barrier {
 static_assert(sizeof(Barrier) == 8);
 static std::map<Barrier*, Group> promised;  // copies under way that will complete bytes of it
 
-inline Barrier& barrier(uint32_t address) { return *(Barrier*)aligned(address, 8); }
+inline Barrier& barrier(uint32_t address) { return *(Barrier*)place(address, 8); }
 inline void mbarrier_init(uint32_t address, uint32_t count) {
   Barrier& made = barrier(address);
   made.count = made.pending = count;
@@ -211,12 +220,12 @@ void promise(uint32_t address, uint32_t bytes, Function copy) {
   if (late) promised[&told].push_back(begun);
 }
 
-inline void cp_async(uint32_t to, const void* from, int bytes, int given) {
-  uint8_t* target = aligned(to, bytes);
-  const uint8_t* source = given ? aligned(from, bytes) : nullptr;
+inline void cp_async(uint32_t to, const void* from, int bytes, int read) {
+  uint8_t* target = place(to, bytes);
+  const uint8_t* source = read ? place(from, read, bytes) : nullptr;
   current->copies.begun.push_back(work([=] {
-    if (given) std::memcpy(target, source, given);
-    std::memset(target + given, 0, bytes - given);
+    if (read) std::memcpy(target, source, read);
+    std::memset(target + read, 0, bytes - read);
   }));
 }
 inline void cp_async(uint32_t to, const void* from, int bytes) { cp_async(to, from, bytes, bytes); }
@@ -224,8 +233,8 @@ inline void cp_async_commit() { commit(current->copies); }
 inline void cp_async_wait(int kept) { wait_group(current->copies, kept); }
 
 inline void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t told) {
-  uint8_t* target = aligned(to, 16);
-  const uint8_t* source = aligned(from, 16);
+  uint8_t* target = place(to, bytes, 16);
+  const uint8_t* source = place(from, bytes, 16);
   require(bytes % 16 == 0, "a bulk copy of a number of bytes that is no multiple of 16");
   promise(told, bytes, [=] { std::memcpy(target, source, bytes); });
 }
@@ -236,6 +245,7 @@ inline void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t to
 struct CUtensorMap {
   uint8_t* base;
   uint64_t columns, rows, row_bytes, box_columns, box_rows, swizzle, element_bytes;
+  uint64_t box_bytes() const { return box_rows * box_columns * element_bytes; }
 };
 
 namespace ptx {
@@ -243,6 +253,11 @@ namespace ptx {
 // 16-byte pieces of shared memory change places within 8 rows of 128 bytes (swizzles: none, 32, 64, 128 bytes).
 inline uintptr_t swizzled(uintptr_t address, int kind) {
   return address ^ ((address >> 7 & ((1 << kind) - 1)) << 4);
+}
+inline CUtensorMap tensor_map(const void* pointer) {
+  CUtensorMap map = *(const CUtensorMap*)pointer;
+  require_given(map.base, (map.rows - 1) * map.row_bytes + map.columns * map.element_bytes);
+  return map;
 }
 // Moves a box between shared memory and the tensor; what is outside of the tensor is 0, or left alone.
 inline void move_box(const CUtensorMap& map, uint8_t* box, int64_t column, int64_t row, bool load) {
@@ -259,14 +274,14 @@ inline void move_box(const CUtensorMap& map, uint8_t* box, int64_t column, int64
   }
 }
 inline void tensor_load(uint32_t to, const void* pointer, std::initializer_list<int> at, uint32_t told) {
-  CUtensorMap map = *(const CUtensorMap*)pointer;
-  uint8_t* box = aligned(to, 128);
+  CUtensorMap map = tensor_map(pointer);
+  uint8_t* box = place(to, map.box_bytes(), 128);
   int64_t column = at.begin()[0], row = at.begin()[1];
-  promise(told, map.box_rows * map.box_columns * map.element_bytes, [=] { move_box(map, box, column, row, true); });
+  promise(told, map.box_bytes(), [=] { move_box(map, box, column, row, true); });
 }
 inline void tensor_store(const void* pointer, std::initializer_list<int> at, uint32_t from) {
-  CUtensorMap map = *(const CUtensorMap*)pointer;
-  uint8_t* box = aligned(from, 128);
+  CUtensorMap map = tensor_map(pointer);
+  uint8_t* box = place(from, map.box_bytes(), 128);
   int64_t column = at.begin()[0], row = at.begin()[1];
   current->stores.begun.push_back(work([=] { move_box(map, box, column, row, false); }));
 }

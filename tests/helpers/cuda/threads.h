@@ -231,4 +231,34 @@ inline uint8_t* memory(uint32_t address) {
   require(slot < blocks.size(), "an address of no block's shared memory");
   return blocks[slot]->shared + address % SHARED_BYTES;
 }
-inline uint8_t* memory(const void* pointer) { return (uint8_t*)pointer; }
+
+// Global memory is the tensors that a kernel was given.
+struct Span {
+  const uint8_t* begin;
+  size_t bytes;
+};
+static std::vector<Span> given;
+
+inline void require_given(const void* pointer, size_t bytes) {
+  auto at = (const uint8_t*)pointer;
+  for (const Span& span : given)
+    if (at >= span.begin && at + bytes <= span.begin + span.bytes) return;
+  fail("memory of no tensor");
+}
+
+// A pointer of a kernel's to a tensor.
+template <class T>
+struct Tensor {
+  T* raw;
+  Tensor(T* raw) : raw(raw) {}
+  T& operator[](int64_t i) const {
+    require_given(raw + i, sizeof(T));
+    return raw[i];
+  }
+  Tensor operator+(int64_t i) const { return raw + i; }
+  template <class U>
+  operator U*() const {
+    require_given(raw, sizeof(U));
+    return (U*)raw;
+  }
+};
