@@ -8,6 +8,7 @@ _INSTRUCTIONS = [
     (r"ld\.acquire\.gpu\.global\.\w+", "ld_acquire"),
     (r"ld\.(global|shared)[\w.:]*", "ld"),
     (r"st\.(global|shared|release)[\w.:]*", "st"),
+    (r"fence\.proxy\.async[\w.:]*", "fence_async"),
     (r"(fence|griddepcontrol|prefetch|setmaxnreg|wgmma\.fence)\.[\w.:]*", ""),
     (r"exit", "thread_exit"),
     (r"lop3\.b32", "lop3"),

@@ -17,10 +17,12 @@ from nvfp4_tvm.schedules.gemm_cluster import cluster_kernel
 from nvfp4_tvm.schedules.gemm_cluster_config import ClusterConfig
 from nvfp4_tvm.schedules.gemm_wgmma import wgmma_kernel
 from nvfp4_tvm.schedules.gemm_wgmma_config import WgmmaConfig
+from nvfp4_tvm.schedules.gemm_wgmma_ss_config import SharedWgmmaConfig
 from nvfp4_tvm.target import cuda_target
 
 PROBLEM = MatmulProblem(100, 1040)
 RS = wgmma_kernel(PROBLEM, WgmmaConfig(32, 1, 2, 2, 1, overhead=0), 3)
+SS = wgmma_kernel(PROBLEM, SharedWgmmaConfig(128, 3, 2, 1), 2)
 CLUSTER = cluster_kernel(PROBLEM, ClusterConfig(32, 2, 1, 4, 3, 2))
 
 
@@ -60,6 +62,13 @@ def test_a_wait_that_is_missing_shows(kernel, left_out, how):
 def test_who_waits_for_ever_is_told(kernel, left_out):
     with pytest.raises(RuntimeError, match="threads wait"):
         run(kernel, without(left_out))
+
+
+@pytest.mark.parametrize("kernel", [SS, CLUSTER])
+def test_a_fence_that_is_missing_shows(kernel):
+    run(kernel, late=False)
+    with pytest.raises(RuntimeError, match="without a fence"):
+        run(kernel, without("fence_proxy_proxy_async"), late=False)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ struct Matrix {
   template <class N>
   double element(int row, int k) const {
     uint8_t* at = base + offset + row / 8 * stride + row % 8 * 128 + k * 2;
-    return N::value(*(uint16_t*)swizzled((uintptr_t)at, 3), 0);
+    at = (uint8_t*)swizzled((uintptr_t)at, 3);
+    require_fenced(at, 2);
+    return N::value(*(uint16_t*)at, 0);
   }
 };
 
@@ -137,6 +139,7 @@ struct Rows {
 template <bool transposed>
 void stmatrix(uint32_t address, std::initializer_list<uint32_t> values) {
   Rows part{place(address, 16), {}};
+  written(part.row, 16);
   std::copy(values.begin(), values.end(), part.value);
   together(own_warp(), WARP, part, [&](Rows** lanes) {
     for (size_t j = 0; j < values.size(); ++j)

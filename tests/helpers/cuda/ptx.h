@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 
 #include "numbers.h"
 #include "threads.h"
@@ -125,9 +126,11 @@ void ld_acquire(std::initializer_list<T*> to, Address address) {
 template <class T, class Address>
 void st(Address address, std::initializer_list<T> values) {
   T* to = (T*)place(address, values.size() * sizeof(T));
+  if constexpr (std::is_same_v<Address, uint32_t>) written((uint8_t*)to, values.size() * sizeof(T));
   for (T one : values) *to++ = one;
 }
 
+using ::fence_async;
 inline void thread_exit() {
   current->done = true;
   for (;;) give_way();
@@ -226,6 +229,7 @@ inline void cp_async(uint32_t to, const void* from, int bytes, int read) {
   current->copies.begun.push_back(work([=] {
     if (read) std::memcpy(target, source, read);
     std::memset(target + read, 0, bytes - read);
+    written(target, bytes);
   }));
 }
 inline void cp_async(uint32_t to, const void* from, int bytes) { cp_async(to, from, bytes, bytes); }
@@ -267,6 +271,7 @@ inline void move_box(const CUtensorMap& map, uint8_t* box, int64_t column, int64
       uint8_t* inner = (uint8_t*)swizzled(at, map.swizzle);
       uint8_t* outer = map.base + (row + r) * (int64_t)map.row_bytes + (column + c) * (int64_t)map.element_bytes;
       bool inside = row + r >= 0 && row + r < (int64_t)map.rows && column + c >= 0 && column + c < (int64_t)map.columns;
+      if (!load) require_fenced(inner, map.element_bytes);
       if (load && inside) std::memcpy(inner, outer, map.element_bytes);
       if (load && !inside) std::memset(inner, 0, map.element_bytes);
       if (!load && inside) std::memcpy(outer, inner, map.element_bytes);

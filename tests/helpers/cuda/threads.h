@@ -17,6 +17,8 @@ constexpr int WARP = 32, WARPGROUP = 128;
 // Matrix descriptors have 18 bits of an address; those above say whose shared memory it is.
 constexpr int SHARED_BITS = 18;
 constexpr size_t SHARED_BYTES = 1 << SHARED_BITS, STACK_BYTES = 256 << 10;
+// What is told of a write to shared memory is told of so many bytes.
+constexpr size_t PIECE_BYTES = 16;
 
 struct Index { int x, y, z; };
 
@@ -42,6 +44,8 @@ struct Block {
   std::map<int, Meeting> barriers;
   std::vector<Lanes> warps, warpgroups;
   Meeting* cluster;
+  // Of each piece: who wrote it and has not told the asynchronous proxy (TMA, wgmma) by a fence.
+  std::vector<Thread*> unfenced{SHARED_BYTES / PIECE_BYTES};
 };
 
 using Group = std::vector<std::shared_ptr<Work>>;
@@ -59,6 +63,7 @@ struct Thread {
   bool done = false;
   uint64_t cluster_round = 0;
   Queue copies, stores, products;
+  std::vector<Thread**> unfenced;  // pieces of its own in `Block::unfenced`
 };
 
 static std::vector<std::unique_ptr<Block>> blocks;
@@ -230,6 +235,31 @@ inline uint8_t* memory(uint32_t address) {
   size_t slot = address >> SHARED_BITS;
   require(slot < blocks.size(), "an address of no block's shared memory");
   return blocks[slot]->shared + address % SHARED_BYTES;
+}
+
+// Calls a function with every piece of some of the block's shared memory.
+template <class Function>
+void each_piece(const uint8_t* at, size_t bytes, Function function) {
+  size_t offset = at - current->block->shared;
+  require(offset + bytes <= SHARED_BYTES, "memory that is not the block's own shared one");
+  for (size_t i = offset / PIECE_BYTES; i <= (offset + bytes - 1) / PIECE_BYTES; ++i)
+    function(current->block->unfenced[i]);
+}
+inline void written(const uint8_t* at, size_t bytes) {
+  each_piece(at, bytes, [](Thread*& piece) {
+    piece = current;
+    current->unfenced.push_back(&piece);
+  });
+}
+inline void fence_async() {
+  for (Thread** piece : current->unfenced)
+    if (*piece == current) *piece = nullptr;
+  current->unfenced.clear();
+}
+inline void require_fenced(const uint8_t* at, size_t bytes) {
+  each_piece(at, bytes, [](Thread* piece) {
+    require(!piece, "the asynchronous proxy reads what was written without a fence");
+  });
 }
 
 // Global memory is the tensors that a kernel was given.
