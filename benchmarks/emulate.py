@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from cuda_on_host import kernel_on_host  # noqa: E402
 from mma_problems import Case  # noqa: E402

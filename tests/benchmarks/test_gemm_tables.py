@@ -99,6 +99,15 @@ def test_resources():
     )
 
 
+def test_emulated():
+    row = {"arch": "sm_90", "family": "gemv", "M": [5, 8], "wrong": None}
+    rows = [row, {**row, "wrong": "M=5: other bits"}, {**row, "arch": "sm_80"}]
+    report = {"cpu": "a CPU", "date": "2026-01-02", "ways": [{}, {}, {}], "rows": rows}
+    lines = gemm_tables.emulated([report]).splitlines()
+    assert lines[0] == "a CPU, 2026-01-02."
+    assert lines[-2:] == ["| sm_90 gemv | 2 | 12 | 1 |", "| sm_80 gemv | 1 | 6 | 0 |"]
+
+
 def test_merge(tmp_path):
     for name, rows in (
         ("a", [row(2, 1.0), row(1, 1.0, marlin_us=5.0)]),
