@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-from cuda_on_host import kernel_on_host  # noqa: E402
+from cuda_on_host import WAYS, every_way, kernel_on_host  # noqa: E402
 from mma_problems import Case  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -38,13 +38,6 @@ from nvfp4_tvm.schedules.spaces import space_of  # noqa: E402
 from nvfp4_tvm.schedules.tuned import shipped  # noqa: E402
 from nvfp4_tvm.target import cuda_target  # noqa: E402
 
-#: How a kernel is run, each the whole problem.
-WAYS: tuple[dict[str, Any], ...] = (
-    {"late": True, "order": 0},
-    {"late": False, "order": 0},
-    {"late": True, "order": 1},
-    {"late": True, "order": 7},
-)
 #: SMs of the persistent kernels' grids; some hundred of a real GPU would mostly have nothing to do.
 SMS = 3
 
@@ -108,13 +101,7 @@ def run(subject: Subject) -> dict[str, Any]:
         function = kernel_on_host(subject.kernel(), cuda_target(subject.arch).target)
         for M in subject.rows():
             case = Case.random(problem, M)
-            found = [function(case.operands, case.empty(problem), **way) for way in WAYS]
-            case.check(found[0])
-            differs = [
-                str(way) for way, out in zip(WAYS, found, strict=True) if out.tobytes() != found[0].tobytes()
-            ]
-            if differs:
-                wrong = f"M={M}: other bits than {WAYS[0]} with {', '.join(differs)}"
+            case.check(every_way(function, case.operands, case.empty(problem)))
     except (AssertionError, RuntimeError) as error:
         wrong = f"{type(error).__name__}: {error}"
     return {

@@ -7,6 +7,7 @@ the moment shows. Nothing outside of the tensors that a launch is given may be r
 """
 
 import ctypes
+import functools
 import itertools
 import os
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from cuda_source import as_cpp
+from mma_problems import Case
 
 from nvfp4_tvm.codegen.launch import lower_launch, with_host
 
@@ -36,7 +38,32 @@ extern "C" const char* run({signature}, int* shape, Span* spans, int count, uint
   return failure.c_str();
 }}
 """
+#: Ways to run a kernel, all of which must give the same bits.
+WAYS = (
+    {"late": True, "order": 0},
+    {"late": False, "order": 0},
+    {"late": True, "order": 1},
+    {"late": True, "order": 7},
+)
 _numbers = itertools.count()
+
+
+def every_way(run, operands, out, ways=WAYS):
+    """Run what `kernel_on_host` returned in several ways; return the output, if it is always the same."""
+    first, *others = (run(operands, out, **way) for way in ways)
+    differs = [
+        str(way) for way, found in zip(ways[1:], others, strict=True) if found.tobytes() != first.tobytes()
+    ]
+    assert not differs, f"other bits than {ways[0]} with {', '.join(differs)}"
+    return first
+
+
+def check_rows(run, problem, rows):
+    """Compare what `kernel_on_host` returned with float64 for some numbers of rows, the last in every way."""
+    for M in rows:
+        case = Case.random(problem, M)
+        runs = run if M != rows[-1] else functools.partial(every_way, run)
+        case.check(runs(case.operands, case.empty(problem)))
 
 
 def kernel_on_host(kernel, target, edit=None):

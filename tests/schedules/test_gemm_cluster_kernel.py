@@ -1,8 +1,7 @@
 """Numbers of the generated CUDA, run on the CPU; those of a GPU are in test_gemm_cluster.py."""
 
 import pytest
-from cuda_on_host import kernel_on_host
-from mma_problems import Case
+from cuda_on_host import check_rows, kernel_on_host
 
 from nvfp4_tvm.schedules.base import MatmulProblem
 from nvfp4_tvm.schedules.gemm_cluster import cluster_kernel
@@ -27,10 +26,4 @@ SM_90 = cuda_target("sm_90").target
 )
 def test_numbers(problem, config):
     run = kernel_on_host(cluster_kernel(problem, config), SM_90)
-    for M in (1, 17, 33, 100):
-        case = Case.random(problem, M)
-        found = run(case.operands, case.empty(problem))
-        case.check(found)
-    # Whatever is done early or late, in whatever order
-    for how in ({"late": False}, {"order": 1}, {"order": 5}):
-        assert run(case.operands, case.empty(problem), **how).tobytes() == found.tobytes()
+    check_rows(run, problem, (1, 17, 33, 100))
