@@ -131,9 +131,7 @@ def _call(statement):
         (function for pattern, function in _INSTRUCTIONS if re.fullmatch(pattern, mnemonic)), None
     )
     if function is None:
-        raise LookupError(
-            f"instruction {mnemonic}: expected one of cuda_source.py; define it in cuda/"
-        )
+        raise LookupError(f"instruction {mnemonic}: expected one of cuda_source.py; define it in cuda/")
     if not function:
         return "(void)0"
     if function == "mbarrier_wait":
